@@ -1,0 +1,41 @@
+"""Uniform scalar codes: ``w = offset + scale * code``, one scale and offset (float16) per run of weights in a row.
+
+Rows are in `grouping.to_rows` order, padded at the end to S runs of `group_size` weights. Codes are packed densely.
+meta: bits, group_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sdvq_core.bitpack import packed_nbytes, unpack
+from sdvq_core.grouping import from_rows, row_length
+from sdvq_core.qtensor import Format, Meta, TensorSpec, register_format
+
+
+@register_format
+class Affine(Format):
+    """codes uint8 [packed], scale and offset float16 [O, S]."""
+
+    name = "affine"
+
+    def spec(self, shape: Sequence[int], meta: Meta) -> dict[str, TensorSpec]:
+        size = int(meta["group_size"])
+        rows = (shape[0], -(-row_length(shape) // size))  # [O, S]
+        packed = packed_nbytes(rows[0] * rows[1] * size, int(meta["bits"]))
+        return {
+            "codes": TensorSpec((packed,), torch.uint8, "codes"),
+            "scale": TensorSpec(rows, torch.float16, "scales"),
+            "offset": TensorSpec(rows, torch.float16, "scales"),
+        }
+
+    def decode(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, dtype: torch.dtype) -> Tensor:
+        scale, offset = tensors["scale"].float(), tensors["offset"].float()  # [O, S]
+        size = int(meta["group_size"])
+        codes = unpack(tensors["codes"], int(meta["bits"]), scale.numel() * size)
+        runs = codes.reshape(*scale.shape, size) * scale[..., None] + offset[..., None]  # [O, S, size]
+        rows = runs.reshape(shape[0], -1)[:, : row_length(shape)]  # [O, T * I]
+        return from_rows(rows, shape).to(dtype)

@@ -1,0 +1,51 @@
+"""Additive codebooks: ``w[i, g] = scale[i, run] * sum_m C_m[code[m, i, g]]`` (arXiv 2409.00492; AQLM, arXiv 2401.06118).
+
+M codebooks of 2^b entries, each d weights long (float16); groups as in `grouping.to_groups`; scale float16 [O, S] covers
+runs of `scale_group` weights of a row in group order, or the whole row when `scale_group` is 0 (S = 1).
+meta: codebooks (M), code_bits (b), group_size (d), scale_group, and `shared`, the name of a codebook set that many layers
+store once, or "" for a set of the layer's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sdvq_core.bitpack import packed_nbytes, unpack
+from sdvq_core.grouping import from_groups, groups_per_row
+from sdvq_core.kernels import additive_decode
+from sdvq_core.qtensor import Format, Meta, TensorSpec, register_format
+
+
+def expand_scale(scale: Tensor, length: int, scale_group: int) -> Tensor:
+    """scale [O, S] -> [O, length] (or [O, 1] when one scale covers the row): one factor per weight of the row."""
+    return scale if not scale_group else scale.repeat_interleave(scale_group, 1)[:, :length]
+
+
+@register_format
+class Codebook(Format):
+    """codes uint8 [M, packed], codebook float16 [M, 2^b, d], scale float16 [O, S]."""
+
+    name = "codebook"
+
+    def spec(self, shape: Sequence[int], meta: Meta) -> dict[str, TensorSpec]:
+        books, bits, d = int(meta["codebooks"]), int(meta["code_bits"]), int(meta["group_size"])
+        groups, run = groups_per_row(shape, d), int(meta["scale_group"])
+        runs = -(-groups * d // run) if run else 1
+        return {
+            "codes": TensorSpec((books, packed_nbytes(shape[0] * groups, bits)), torch.uint8, "codes"),
+            "codebook": TensorSpec((books, 2**bits, d), torch.float16, "codebooks", str(meta["shared"])),
+            "scale": TensorSpec((shape[0], runs), torch.float16, "scales"),
+        }
+
+    def decode(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, dtype: torch.dtype) -> Tensor:
+        d = int(meta["group_size"])
+        groups = groups_per_row(shape, d)
+        count = shape[0] * groups
+        codes = torch.stack([unpack(packed, int(meta["code_bits"]), count) for packed in tensors["codes"]])  # [M, O * G]
+        vectors = additive_decode(codes, tensors["codebook"].float())  # [O * G, d]
+        scale = expand_scale(tensors["scale"].float(), groups * d, int(meta["scale_group"]))
+        rows = vectors.reshape(shape[0], -1) * scale  # [O, G * d]
+        return from_groups(rows.reshape(shape[0], groups, d), shape).to(dtype)

@@ -1,0 +1,221 @@
+"""Jobs in, events out: the frozen records that the Workbench speaks with the command line and the page.
+
+A job validates itself (widgets and an API do not), an event says one thing that happened, a result is final.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sdvq_core.errors import ConfigError
+from sdvq_core.records import Ledger, Report
+
+MAX_STEPS, MAX_GUIDANCE, MAX_SEED, MAX_ARMS = 150, 30.0, 2**32 - 1, 8
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What makes an image: the same sampling on the same weights gives the same image.
+
+    steps: denoising steps. guidance: classifier-free guidance scale; 1 or less samples without the unconditional half.
+    """
+
+    prompt: str
+    seed: int = 0
+    steps: int = 20
+    guidance: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise ConfigError(f"the prompt must be text, got {self.prompt!r}")
+        _whole("seed", self.seed, 0, MAX_SEED)
+        _whole("steps", self.steps, 1, MAX_STEPS)
+        if isinstance(self.guidance, bool) or not isinstance(self.guidance, int | float):
+            raise ConfigError(f"guidance must be a number from 0 to {MAX_GUIDANCE:g}, got {self.guidance!r}")
+        if not (math.isfinite(self.guidance) and 0 <= self.guidance <= MAX_GUIDANCE):
+            raise ConfigError(f"guidance must be from 0 to {MAX_GUIDANCE:g}, got {self.guidance}")
+
+
+@dataclass(frozen=True)
+class CompareJob:
+    """Same prompt, same seed, several arms; the first arm is the reference of every measure."""
+
+    model: str
+    arms: tuple[str, ...]
+    sampling: Sampling
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.arms) <= MAX_ARMS:
+            raise ConfigError(f"compare takes 1 to {MAX_ARMS} arms, got {len(self.arms)}")
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """Prompts x one seed each, every arm against the first; prompt i is sampled with seed + i."""
+
+    model: str
+    arms: tuple[str, ...]
+    prompts: tuple[str, ...]
+    sampling: Sampling
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.arms) <= 32:
+            raise ConfigError(f"evaluate takes 1 to 32 arms, got {len(self.arms)}")
+        if not self.prompts:
+            raise ConfigError("evaluate needs at least one prompt, one per line")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Work done so far: `done` of `total` units; seconds_left is None until there is something to judge it by.
+
+    stage: "load", "compress", "sample" or "measure". text: one short line for people, such as the layer's name.
+    """
+
+    stage: str
+    arm: str
+    done: int
+    total: int
+    text: str = ""
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """How an arm's image looks after `step` of `steps`."""
+
+    arm: str
+    step: int
+    steps: int
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know: a prompt that was cut, a measure that cannot be had."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Against the reference arm; None where it does not apply or cannot be had.
+
+    latent_mse: |z - z0|^2 / |z0|^2 of the final latents. psnr: dB (inf for identical images). ssim: 0..1.
+    lpips: distance, needs its weights. alignment: cosine of prompt and image, by the judge.
+    """
+
+    latent_mse: float | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    lpips: float | None = None
+    alignment: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ArmResult:
+    """One finished arm: its image as a lossless PNG file, what it cost, and how far it is from the first arm.
+
+    arm: as the user wrote it. label: for people. seconds: sampling and decoding. compress_seconds: None for fp16;
+    0 when it came from the cache. report: the compressed model's report card, None for fp16.
+    """
+
+    arm: str
+    label: str
+    image: Image.Image
+    path: Path
+    seconds: float
+    ledger: Ledger
+    scores: Scores
+    report: Report | None = None
+    cached: bool = False
+    compress_seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        scores = {name: _finite(value) for name, value in asdict(self.scores).items()}
+        return {
+            "arm": self.arm,
+            "image": str(self.path),
+            "seconds": self.seconds,
+            "ledger": self.ledger.to_json(),
+            **scores,
+            "cached": self.cached,
+            "compress_seconds": self.compress_seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The size of an arm before it is made; exact."""
+
+    arm: str
+    label: str
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that can be named. at_hand: it would load without network. tier: "nano" or "sdxl"."""
+
+    name: str
+    label: str
+    tier: str
+    at_hand: bool
+    note: str
+    steps: int
+    guidance: float
+    resolution: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Weights of one layer: `counts` of the original in bins between `edges`, and the same of the decoded weight."""
+
+    edges: tuple[float, ...]
+    original: tuple[int, ...]
+    decoded: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerDetail:
+    """One layer under the magnifier.
+
+    levels: values that a weight can take (scalar formats), or the entries' components (vector formats), sampled, in units
+    of the weight. usage: per codebook, how often each entry is used, in descending order. perplexity: 2^entropy of it.
+    """
+
+    arm: str
+    layer: str
+    histogram: Histogram
+    levels: tuple[float, ...]
+    usage: tuple[tuple[int, ...], ...]
+    perplexity: tuple[float, ...]
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class CompareResult:
+    """The end of a comparison."""
+
+    job: CompareJob
+    arms: tuple[ArmResult, ...]
+    device: str
+
+
+CompareEvent = Progress | Preview | Notice | ArmResult | CompareResult
+
+
+def _whole(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity: the PSNR of identical images is written as null beside a latent_mse of 0."""
+    return value if value is None or math.isfinite(value) else None

@@ -1,0 +1,104 @@
+"""QuantizedTensor, a compressed weight as a value, and the registry of storage formats.
+
+A format says how stored arrays become a weight again. It is permanent, because files exist: a key is never reused.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sdvq_core.errors import ConfigError, StoreError
+
+Meta = Mapping[str, int | float | str]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape, dtype and ledger part of one stored array; `shared` names the set when many layers store it once."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    part: str
+    shared: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Format(ABC):
+    """How arrays are stored and decoded; stateless."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def spec(self, shape: Sequence[int], meta: Meta) -> dict[str, TensorSpec]:
+        """Every stored array of a weight of `shape`: sizes are exact before anything is computed."""
+
+    @abstractmethod
+    def decode(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, dtype: torch.dtype) -> Tensor:
+        """The weight of `shape`, in `dtype`, on the device of the stored arrays."""
+
+
+_FORMATS: dict[str, Format] = {}
+
+
+def register_format(cls: type[Format]) -> type[Format]:
+    """Class decorator: make a format known under its name."""
+    _FORMATS[cls.name] = cls()
+    return cls
+
+
+def get_format(name: str) -> Format:
+    """The format called `name`; StoreError when this version does not know it."""
+    if name not in _FORMATS:
+        raise StoreError(f"unknown storage format {name!r}; this version reads {', '.join(sorted(_FORMATS))}")
+    return _FORMATS[name]
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """A compressed weight: exactly what is stored, and exactly what else decoding needs.
+
+    tensors: arrays by name. meta: numbers and words. Both match the format's `spec`, or ConfigError is raised.
+    """
+
+    format: str
+    shape: tuple[int, ...]
+    tensors: Mapping[str, Tensor]
+    meta: Meta
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        if set(spec) != set(self.tensors):
+            raise ConfigError(f"{self.format} stores {sorted(spec)}, got {sorted(self.tensors)}")
+        for name, want in spec.items():
+            got = self.tensors[name]
+            if tuple(got.shape) != want.shape or got.dtype != want.dtype:
+                raise ConfigError(
+                    f"{self.format}.{name} must be {want.dtype} {list(want.shape)}, got {got.dtype} {list(got.shape)}"
+                )
+
+    @property
+    def spec(self) -> dict[str, TensorSpec]:
+        return get_format(self.format).spec(self.shape, self.meta)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The decoded weight, of `shape`."""
+        return get_format(self.format).decode(self.tensors, self.shape, self.meta, dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored for this layer alone; a shared codebook is counted once, in the ledger."""
+        return sum(part.nbytes for part in self.spec.values() if not part.shared)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / math.prod(self.shape)

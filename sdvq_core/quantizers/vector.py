@@ -1,0 +1,135 @@
+"""What the vector quantizers have in common: normalised groups, private or shared codebooks, row scales.
+
+Each row is divided by its root mean square before codebooks are fitted and multiplied again after; at the end the scale
+is the least-squares fit of the decoded row. Groups weigh s_i^2 (and the inputs' mean squares, where statistics are given),
+so the fit minimises the error of the weights themselves. O rows, G groups of d weights, M codebooks of K = 2^b entries.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdvq_core.bitpack import pack
+from sdvq_core.grouping import from_rows, to_groups
+from sdvq_core.kernels import additive_decode
+from sdvq_core.qtensor import QuantizedTensor
+from sdvq_core.quantizers.base import Encoder, Quantizer
+from sdvq_core.records import LayerStats
+
+SHARE = ("auto", "layer", "model")
+_PRIVATE_BITS = 1 / 16  # `auto`: codebooks that cost more than this per weight are shared
+_TRAINING_POINTS = 256  # per centre
+
+
+@dataclass(frozen=True)
+class VectorQuantizer(Quantizer):
+    """Base: subclasses fit codebooks to points and encode points with them. They have knobs group_size and share."""
+
+    format = "codebook"
+
+    group_size: int
+    share: str
+
+    @property
+    @abstractmethod
+    def books(self) -> int:
+        """M, the number of codebooks."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """b, bits per code."""
+
+    @abstractmethod
+    def fit(self, points: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+        """points [N, d], weights [N, d] or [N, 1] -> codebooks [M, K, d]."""
+
+    @abstractmethod
+    def encode(self, points: Tensor, codebooks: Tensor, weights: Tensor) -> Tensor:
+        """points [N, d], weights [N, d] or [N, 1] -> codes int64 [M, N]."""
+
+    @property
+    def nominal_bits(self) -> float:
+        return self.books * self.width / self.group_size
+
+    def layout(self, shape: Sequence[int]) -> dict[str, int | float | str]:
+        return {
+            "codebooks": self.books,
+            "code_bits": self.width,
+            "group_size": self.group_size,
+            "scale_group": 0,
+            "shared": self._set_name(shape),
+        }
+
+    def _set_name(self, shape: Sequence[int]) -> str:
+        cost = 16 * self.books * 2**self.width * self.group_size / math.prod(shape)  # bits per weight
+        private = self.share == "layer" or (self.share == "auto" and cost <= _PRIVATE_BITS)
+        return "" if private else f"{self.name}-{self.digest}"
+
+    def fit_shared(self, weights: Sequence[Tensor]) -> Encoder:
+        """Fit one codebook set to an even sample of the groups of all `weights`."""
+        generator = _generator()
+        quota = -(-_TRAINING_POINTS * 2**self.width // len(weights))
+        drawn = [_sample(*_normalise(weight, self.group_size, None)[:2], quota, generator) for weight in weights]
+        points, importance = (torch.cat(part) for part in zip(*drawn, strict=True))
+        codebooks = self.fit(points, importance, generator).half()
+        return lambda weight, stats=None: self.quantize_with(weight, stats, codebooks)
+
+    def quantize(self, weight: Tensor, stats: LayerStats | None = None) -> QuantizedTensor:
+        if self.sharing_key(weight.shape):
+            return self.fit_shared([weight])(weight, stats)
+        points, importance, _ = _normalise(weight, self.group_size, stats)
+        generator = _generator()
+        training = _sample(points, importance, _TRAINING_POINTS * 2**self.width, generator)
+        return self.quantize_with(weight, stats, self.fit(*training, generator).half())
+
+    def quantize_with(self, weight: Tensor, stats: LayerStats | None, codebooks: Tensor) -> QuantizedTensor:
+        """Encode `weight` with given codebooks float16 [M, K, d]."""
+        points, importance, scale = _normalise(weight, self.group_size, stats)
+        codes = self.encode(points, codebooks.float(), importance)  # [M, O * G]
+        decoded = additive_decode(codes, codebooks.float())  # [O * G, d]
+        scale = _refit(points, decoded, importance, scale)
+        packed = torch.stack([pack(code, self.width) for code in codes])
+        tensors = {"codes": packed, "codebook": codebooks, "scale": scale}
+        return QuantizedTensor(self.format, tuple(weight.shape), tensors, self.layout(weight.shape))
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _normalise(weight: Tensor, d: int, stats: LayerStats | None) -> tuple[Tensor, Tensor, Tensor]:
+    """weight -> unit-variance points [O * G, d], their importance [O * G, d] or [O * G, 1], row scales [O, 1]."""
+    groups = to_groups(weight.detach().float(), d)  # [O, G, d]
+    out, count, _ = groups.shape
+    scale = groups.flatten(1).square().mean(1, keepdim=True).sqrt()  # [O, 1]
+    scale = scale.half().float().masked_fill(scale.half() == 0, 1)
+    points = (groups / scale[..., None]).reshape(-1, d)  # [O * G, d]
+    if stats is None:
+        return points, scale.square().expand(-1, count).reshape(-1, 1), scale
+    columns = stats.column_weights.to(groups).reshape(1, -1)  # [1, T * I]
+    columns = to_groups(from_rows(columns, (1, *weight.shape[1:])), d)  # [1, G, d]
+    importance = scale.square()[..., None] * columns.clamp_min(1e-6 * columns.mean().item())  # [O, G, d]
+    return points, importance.reshape(-1, d), scale
+
+
+def _sample(points: Tensor, importance: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """An even sample of at most `count` points with their importance."""
+    if len(points) <= count:
+        return points, importance
+    chosen = torch.randperm(len(points), generator=generator)[:count].to(points.device)
+    return points[chosen], importance[chosen]
+
+
+def _refit(points: Tensor, decoded: Tensor, importance: Tensor, scale: Tensor) -> Tensor:
+    """Row scales float16 [O, 1] that fit the decoded rows best in the weighted least-squares sense."""
+    rows = len(scale)
+    top = (importance * points * decoded).reshape(rows, -1).sum(1, keepdim=True)
+    bottom = (importance * decoded.square()).reshape(rows, -1).sum(1, keepdim=True)
+    return (scale * torch.where(bottom > 0, top / bottom.clamp_min(1e-30), 1)).half()

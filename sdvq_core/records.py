@@ -1,0 +1,117 @@
+"""Frozen records that travel between the rooms: numbers and names, no behaviour beyond simple derived values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+PARTS = ("codes", "codebooks", "scales", "kept")
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStats:
+    """What a layer's inputs looked like during calibration.
+
+    second_moment: H = E[x x^T], float32 [n, n] with n = I * T in the row order of `grouping.to_rows`.
+    rows: input vectors seen.
+    """
+
+    second_moment: Tensor
+    rows: int
+
+    @property
+    def column_weights(self) -> Tensor:
+        """Mean square of each input column, [n]: the diagonal of H."""
+        return self.second_moment.diagonal()
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A layer that a rule wanted compressed but that stays in 16 bits, and why."""
+
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Where every byte of the UNet goes; the one size statement of the product (ARCHITECTURE.md, bits ledger).
+
+    weights: parameters of the original UNet. weights_quantized: those in compressed layers.
+    parts: bytes of codes, codebooks, scales and of everything kept in 16 bits. file_bytes: the safetensors file.
+    """
+
+    weights: int
+    weights_quantized: int
+    parts: Mapping[str, int]
+    file_bytes: int
+    fallbacks: tuple[Fallback, ...] = ()
+
+    @property
+    def tensor_bytes(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def fp16_bytes(self) -> int:
+        return 2 * self.weights
+
+    @property
+    def ratio(self) -> float:
+        return self.fp16_bytes / self.tensor_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.tensor_bytes / self.weights
+
+    @property
+    def bits_per_quantized_weight(self) -> float | None:
+        code_bytes = self.tensor_bytes - self.parts["kept"]
+        return 8 * code_bytes / self.weights_quantized if self.weights_quantized else None
+
+    def to_json(self) -> dict[str, Any]:
+        derived = ("tensor_bytes", "fp16_bytes", "ratio", "bits_per_weight", "bits_per_quantized_weight")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One line of the layer table. relative_mse = |Wq - W|^2 / |W|^2; relative_output_mse needs calibration."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    quantizer: str
+    bits_per_weight: float
+    nbytes: int
+    relative_mse: float
+    relative_output_mse: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """Which model an artifact was made from: its name when it was made, and the digest of its UNet's content."""
+
+    id: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is known of one compressed UNet: what `compress` and `inspect` return."""
+
+    artifact: str
+    base: BaseInfo
+    recipe: str
+    ledger: Ledger
+    layers: tuple[LayerRecord, ...]
+    seconds: float
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "ledger": self.ledger.to_json(), "layers": [layer.to_json() for layer in self.layers]}
