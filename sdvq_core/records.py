@@ -110,7 +110,7 @@ class Report:
     recipe: str
     ledger: Ledger
     layers: tuple[LayerRecord, ...]
-    seconds: float
+    seconds: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

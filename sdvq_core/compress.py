@@ -1,0 +1,82 @@
+"""Runs a plan: one result per layer, in the order of the network. The caller owns progress, storage and cancelling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sdvq_core.errors import LayerError
+from sdvq_core.metrics.weights import relative_mse, relative_output_mse
+from sdvq_core.plan import Assignment, CompressionPlan
+from sdvq_core.qtensor import QuantizedTensor
+from sdvq_core.quantizers.base import Encoder
+from sdvq_core.records import LayerRecord, LayerStats
+
+
+@dataclass(frozen=True, eq=False)
+class LayerResult:
+    """One finished layer: its line of the table and its compressed weight. index counts from 0 to total - 1."""
+
+    record: LayerRecord
+    tensor: QuantizedTensor
+    index: int
+    total: int
+
+
+def compress(
+    model: nn.Module, plan: CompressionPlan, stats: Mapping[str, LayerStats] | None = None
+) -> Iterator[LayerResult]:
+    """Compress the layers of `model` as `plan` says; the model itself is not changed.
+
+    LayerError names a layer with weights that are not finite, or that 16-bit scales cannot hold.
+    """
+    weights = {item.name: _weight(model, item.name) for item in plan.assignments}
+    shared: dict[str, Encoder] = {}
+    for index, item in enumerate(plan.assignments):
+        encode = _encoder(item, plan, weights, shared)
+        layer_stats = (stats or {}).get(item.name)
+        with torch.no_grad():
+            tensor = encode(weights[item.name], layer_stats)
+            record = _record(item, weights[item.name], tensor, layer_stats)
+        yield LayerResult(record, tensor, index, len(plan.assignments))
+
+
+def _encoder(
+    item: Assignment, plan: CompressionPlan, weights: Mapping[str, Tensor], shared: dict[str, Encoder]
+) -> Encoder:
+    key = item.quantizer.sharing_key(item.shape)
+    if not key:
+        return item.quantizer.quantize
+    if key not in shared:
+        members = [other for other in plan.assignments if other.quantizer.sharing_key(other.shape) == key]
+        with torch.no_grad():
+            shared[key] = item.quantizer.fit_shared([weights[member.name] for member in members])
+    return shared[key]
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    if not bool(torch.isfinite(weight).all()):
+        raise LayerError(name, "has weights that are NaN or infinite; compress a checkpoint whose weights are finite")
+    return weight.detach()
+
+
+def _record(item: Assignment, weight: Tensor, tensor: QuantizedTensor, stats: LayerStats | None) -> LayerRecord:
+    decoded = tensor.dequantize()
+    if not bool(torch.isfinite(decoded).all()):
+        raise LayerError(item.name, f"has weights up to {float(weight.abs().max()):g}, beyond the range of 16-bit scales")
+    output = None if stats is None else relative_output_mse(weight, decoded, stats.second_moment)
+    return LayerRecord(
+        item.name,
+        item.kind,
+        item.shape,
+        str(item.quantizer),
+        tensor.bits_per_weight,
+        tensor.nbytes,
+        relative_mse(weight, decoded),
+        output,
+    )

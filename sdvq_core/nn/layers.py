@@ -1,0 +1,160 @@
+"""QuantizedLinear and QuantizedConv2d: the stored arrays are buffers, the weight exists only when it is needed.
+
+mode "resident": decoded once, at the first forward, and kept in the dtype of the input (speed of the float layer).
+mode "streaming": decoded in every forward and dropped (memory of the codes).
+Stored arrays keep their dtype under `.to(dtype)` and `.half()`; they move with `.to(device)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sdvq_core.errors import ConfigError
+from sdvq_core.qtensor import Meta, QuantizedTensor, TensorSpec, get_format
+
+MODES = ("resident", "streaming")
+
+
+class StoredBuffers(nn.Module):
+    """A module whose buffers never change dtype: what is stored is what is kept."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+class SharedCodebooks(StoredBuffers):
+    """Codebook sets that many layers use, stored once at the root of a model, by name."""
+
+    def get(self, name: str) -> Tensor:
+        """The set called `name`."""
+        buffer = self._buffers[name]
+        assert buffer is not None
+        return buffer
+
+    def put(self, name: str, codebooks: Tensor) -> None:
+        """Store a set; storing the same name again replaces it."""
+        if name in self._buffers:
+            self._buffers[name] = codebooks
+        else:
+            self.register_buffer(name, codebooks)
+
+
+class QuantizedLayer(StoredBuffers):
+    """What the two kinds of layer share. `replaces` is the float layer, `kind` its word in reports."""
+
+    replaces: ClassVar[type[nn.Module]]
+    kind: ClassVar[str]
+    bias: nn.Parameter | None
+
+    def __init__(self, original: nn.Module, form: str, meta: Meta, shared: SharedCodebooks) -> None:
+        super().__init__()
+        weight, bias = original.weight, original.bias
+        assert isinstance(weight, Tensor)
+        self.form, self.meta, self.shape = form, dict(meta), tuple(weight.shape)
+        self.mode = "resident"
+        self._shared = (shared,)  # in a tuple, so that it is not a submodule of every layer
+        self._decoded: Tensor | None = None
+        self.specs: dict[str, TensorSpec] = get_format(form).spec(self.shape, self.meta)
+        for name, spec in self.specs.items():
+            if not spec.shared:
+                self.register_buffer(name, torch.empty(spec.shape, dtype=spec.dtype, device="meta"))
+        self.bias = bias if isinstance(bias, nn.Parameter) else None
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the stored arrays of a QuantizedTensor; shared ones go to the model's SharedCodebooks."""
+        for name, spec in self.specs.items():
+            if spec.shared:
+                self._shared[0].put(spec.shared, tensors[name])
+            else:
+                self._buffers[name] = tensors[name]
+        self._decoded = None
+
+    @property
+    def quantized(self) -> QuantizedTensor:
+        """The stored weight as a value."""
+        tensors = {name: self._stored(name, spec) for name, spec in self.specs.items()}
+        return QuantizedTensor(self.form, self.shape, tensors, self.meta)
+
+    def _stored(self, name: str, spec: TensorSpec) -> Tensor:
+        buffer = self._shared[0].get(spec.shared) if spec.shared else self._buffers[name]
+        assert buffer is not None
+        return buffer
+
+    def decoded(self, dtype: torch.dtype) -> Tensor:
+        """The weight in `dtype`, from memory in resident mode."""
+        if self.mode == "streaming":
+            return self.quantized.dequantize(dtype)
+        if self._decoded is None or self._decoded.dtype != dtype:
+            self._decoded = self.quantized.dequantize(dtype)
+        return self._decoded
+
+    @property
+    def weight(self) -> Tensor:
+        """The decoded weight, in the dtype of the bias or float32, for code that looks at weights."""
+        return self.decoded(torch.float32 if self.bias is None else self.bias.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._decoded = None
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        return f"{list(self.shape)}, {self.form}, {self.mode}"
+
+
+class QuantizedLinear(QuantizedLayer):
+    """Stands in for nn.Linear: x [..., I] -> [..., O]."""
+
+    replaces = nn.Linear
+    kind = "linear"
+
+    def __init__(self, original: nn.Linear, form: str, meta: Meta, shared: SharedCodebooks) -> None:
+        super().__init__(original, form, meta, shared)
+        self.in_features, self.out_features = original.in_features, original.out_features
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return F.linear(x, self.decoded(x.dtype), self.bias)
+
+
+class QuantizedConv2d(QuantizedLayer):
+    """Stands in for nn.Conv2d with one group: x [N, I, H, W] -> [N, O, H', W']."""
+
+    replaces = nn.Conv2d
+    kind = "conv2d"
+
+    def __init__(self, original: nn.Conv2d, form: str, meta: Meta, shared: SharedCodebooks) -> None:
+        super().__init__(original, form, meta, shared)
+        self.in_channels, self.out_channels = original.in_channels, original.out_channels
+        self.kernel_size, self.stride = original.kernel_size, original.stride
+        self.padding, self.dilation, self.groups = original.padding, original.dilation, original.groups
+        self.padding_mode = original.padding_mode
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return F.conv2d(x, self.decoded(x.dtype), self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+LAYERS: tuple[type[QuantizedLayer], ...] = (QuantizedLinear, QuantizedConv2d)
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """`linear` or `conv2d` for a float layer that has a quantized counterpart, else None."""
+    return next((layer.kind for layer in LAYERS if isinstance(module, layer.replaces)), None)
+
+
+def set_mode(model: nn.Module, mode: str) -> None:
+    """Put every quantized layer of `model` into "resident" or "streaming" mode."""
+    if mode not in MODES:
+        raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    for module in model.modules():
+        if isinstance(module, QuantizedLayer):
+            module.mode, module._decoded = mode, None

@@ -1,0 +1,56 @@
+"""Putting quantized layers in the place of float ones, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from sdvq_core.errors import LayerError
+from sdvq_core.ledger import SHARED_PREFIX
+from sdvq_core.nn.layers import LAYERS, QuantizedLayer, SharedCodebooks
+from sdvq_core.qtensor import Meta, QuantizedTensor
+
+
+def swap_spec(model: nn.Module, name: str, form: str, meta: Meta) -> QuantizedLayer:
+    """Replace layer `name` by an empty quantized one (arrays on the meta device), which is returned."""
+    try:
+        original = model.get_submodule(name)
+    except AttributeError:
+        raise LayerError(name, "no such layer in this model") from None
+    layer_type = next((layer for layer in LAYERS if isinstance(original, layer.replaces)), None)
+    if layer_type is None:
+        raise LayerError(name, f"is a {type(original).__name__}; only Linear and Conv2d can be compressed")
+    layer = layer_type(original, form, meta, shared_codebooks(model))
+    layer.training = original.training
+    for spec in layer.specs.values():
+        if spec.shared and spec.shared not in dict(shared_codebooks(model).named_buffers()):
+            shared_codebooks(model).put(spec.shared, torch.empty(spec.shape, dtype=spec.dtype, device="meta"))
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+    return layer
+
+
+def swap_layer(model: nn.Module, name: str, weight: QuantizedTensor) -> QuantizedLayer:
+    """Replace layer `name` by a quantized one that holds `weight`."""
+    layer = swap_spec(model, name, weight.format, weight.meta)
+    if layer.shape != weight.shape:
+        raise LayerError(name, f"has the shape {list(layer.shape)}, the compressed weight {list(weight.shape)}")
+    layer.fill(weight.tensors)
+    return layer
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    """(name, layer) of every quantized layer, in the order of the network."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
+
+
+def shared_codebooks(model: nn.Module) -> SharedCodebooks:
+    """The model's codebook container, made when it is first asked for."""
+    name = SHARED_PREFIX.rstrip(".")
+    found = getattr(model, name, None)
+    if not isinstance(found, SharedCodebooks):
+        found = SharedCodebooks()
+        model.add_module(name, found)
+    return found

@@ -1,0 +1,94 @@
+"""Reads and validates presets/: recipes (which layer gets what) and prompts, one YAML file each.
+
+A recipe is `label`, `summary`, and `rules`: a list of `pattern` and `quantizer` (a word such as "rvq:bits=3", a mapping, or
+null for 16 bits); the last rule that matches a layer wins, after VQDM's choice of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdvq_core.errors import ConfigError
+from sdvq_core.plan import VQDM_KEEPS, Rule
+from sdvq_core.quantizers import Quantizer, make, parse
+
+FOLDER = Path(__file__).resolve().parent.parent / "presets"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named plan. `arm` is the word that selects it."""
+
+    name: str
+    label: str
+    summary: str
+    rules: tuple[Rule, ...]
+
+    @property
+    def arm(self) -> str:
+        return f"@{self.name}"
+
+
+def recipes(folder: Path = FOLDER) -> list[Recipe]:
+    """Every recipe in `folder`/recipes, by name."""
+    return [_recipe(path) for path in sorted((folder / "recipes").glob("*.yaml"))]
+
+
+def find_recipe(name: str, folder: Path = FOLDER) -> Recipe:
+    """The recipe called `name` (without the @)."""
+    known = recipes(folder)
+    for recipe in known:
+        if recipe.name == name:
+            return recipe
+    raise ConfigError(f"unknown recipe @{name}; choose one of {', '.join(recipe.arm for recipe in known)}")
+
+
+def prompts(tier: str, folder: Path = FOLDER) -> list[str]:
+    """Suggested prompts for a tier of models, "nano" or "sdxl"."""
+    data = _read(folder / "prompts.yaml")
+    found = data.get(tier)
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ConfigError(f"prompts.yaml needs a list of prompts under {tier!r}")
+    return found
+
+
+def _recipe(path: Path) -> Recipe:
+    data = _read(path)
+    unknown = sorted(set(data) - {"label", "summary", "rules"})
+    if unknown:
+        raise ConfigError(f"{path.name} has the unknown key {unknown[0]!r}; a recipe has label, summary and rules")
+    rules = data.get("rules")
+    if not isinstance(rules, list) or not rules:
+        raise ConfigError(f"{path.name} needs a list of rules, each with pattern and quantizer")
+    keeps = [Rule(pattern, None, optional=True) for pattern in VQDM_KEEPS]
+    own = [_rule(item, path.name) for item in rules]
+    first = [rule for rule in own if rule.pattern == "*"]
+    rest = [rule for rule in own if rule.pattern != "*"]
+    return Recipe(path.stem, str(data.get("label", path.stem)), str(data.get("summary", "")), (*first, *keeps, *rest))
+
+
+def _rule(item: Any, owner: str) -> Rule:
+    if not isinstance(item, Mapping) or set(item) - {"optional"} != {"pattern", "quantizer"}:
+        raise ConfigError(f"{owner}: a rule has the keys pattern and quantizer (and optional), got {item!r}")
+    return Rule(str(item["pattern"]), _quantizer(item["quantizer"]), bool(item.get("optional", False)))
+
+
+def _quantizer(value: Any) -> Quantizer | None:
+    if value is None:
+        return None
+    return parse(value) if isinstance(value, str) else make(value)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path.name} cannot be read as YAML ({error})") from None
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path.name} must be a mapping of names to values")
+    return data
