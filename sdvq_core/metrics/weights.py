@@ -1,22 +1,51 @@
-"""How far a decoded weight is from the original, in itself and in what the layer puts out."""
+"""Errors of a decoded weight: |V - R|^2 / |R|^2, and the same seen through the layer's inputs.
+
+With D = V - R as rows [O, n] (grouping.to_rows) and H = E[x x^T] [n, n] the ratio E|D x|^2 / E|R x|^2 is
+tr(D H D^T) / tr(R H R^T).
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from sdvq_core.errors import ConfigError
 from sdvq_core.grouping import to_rows
 
 
 def relative_mse(reference: Tensor, value: Tensor) -> float:
-    """|v - r|^2 / |r|^2 of two tensors of one shape; 0 for two zeros."""
-    reference = reference.float()
-    power = reference.square().sum().item()
-    return (value.float() - reference).square().sum().item() / power if power else 0.0
+    """|value - reference|^2 / |reference|^2 of two tensors of one shape; 0 / 0 is 0."""
+    _same_shape(reference, value)
+    first = reference.float()
+    return _ratio(_energy(value.float().to(first.device) - first), _energy(first))
 
 
 def relative_output_mse(weight: Tensor, decoded: Tensor, second_moment: Tensor) -> float:
-    """tr(E H E^T) / tr(W H W^T) with E = Wq - W, rows in grouping order and H [n, n] = E[x x^T]."""
-    rows = to_rows(weight.float())  # [O, n]
-    error = to_rows(decoded.float()) - rows
-    power = ((rows @ second_moment) * rows).sum().item()
-    return ((error @ second_moment) * error).sum().item() / power if power else 0.0
+    """Relative error of the layer's output on inputs of second moment H [n, n], n = weights per output row."""
+    _same_shape(weight, decoded)
+    rows = to_rows(weight).float()  # [O, n]
+    moment = second_moment.to(rows.device, rows.dtype)
+    if moment.shape != (rows.shape[1], rows.shape[1]):
+        raise ConfigError(f"the second moment must be {[rows.shape[1]] * 2}, got {list(moment.shape)}")
+    error = to_rows(decoded).to(rows.device, rows.dtype) - rows  # [O, n]
+    return _ratio(_moment_energy(error, moment), _moment_energy(rows, moment))
+
+
+def _energy(values: Tensor) -> float:
+    return float(values.square().sum(dtype=torch.float64))
+
+
+def _moment_energy(rows: Tensor, moment: Tensor) -> float:
+    """tr(rows H rows^T)."""
+    return float(((rows @ moment) * rows).sum(dtype=torch.float64))
+
+
+def _ratio(error: float, energy: float) -> float:
+    if energy == 0:
+        return 0.0 if error == 0 else float("inf")
+    return error / energy
+
+
+def _same_shape(reference: Tensor, value: Tensor) -> None:
+    if reference.shape != value.shape:
+        raise ConfigError(f"tensors must have one shape, got {list(reference.shape)} and {list(value.shape)}")

@@ -1,0 +1,148 @@
+"""A loaded base model: diffusers' own SDXL pipeline, its device and dtype, and the fingerprint of its UNet.
+
+float32 on CPU, float16 on CUDA. SDXL's VAE overflows in float16 (`force_upcast`), so it then stays in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from sdvq_core.diffusion.fingerprint import fingerprint, unet_files
+from sdvq_core.diffusion.folders import WEIGHTED, check_unet_config, read_header, read_json, weight_files
+from sdvq_core.diffusion.hub import hub_folder, reachable
+from sdvq_core.diffusion.quiet import quiet
+from sdvq_core.diffusion.sdxl_config import sdxl_unet_config
+from sdvq_core.diffusion.sources import PRESETS, SDXL, Source
+from sdvq_core.errors import ConfigError, ModelError
+
+with quiet():  # transformers says at import time that torchvision is missing; nothing here needs it
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+
+__all__ = ["BaseModel", "fingerprint", "load_base", "pick_device", "unet_config", "unet_skeleton"]
+
+DEVICES = ("auto", "cpu", "cuda")
+LATENT_FACTOR = 8
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """The pipeline that everything is compared with; nobody changes its weights."""
+
+    source: Source
+    pipe: StableDiffusionXLPipeline
+    fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        return self.pipe.unet
+
+
+def load_base(source: Source, device: str = "auto", data: Path | None = None) -> BaseModel:
+    """The pipeline of `source` in evaluation mode, without gradients; data: where fingerprints are remembered."""
+    where = pick_device(device)
+    dtype = torch.float16 if where.type == "cuda" else torch.float32
+    folder = _local_folder(source)
+    _check_files(source, folder)
+    try:
+        with quiet():
+            pipe = _from_folder(folder, dtype) if folder else _from_file(source, dtype)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{source.name} cannot be loaded ({reason}); fetch it again, or use nano") from error
+    _prepare(pipe, where)
+    return BaseModel(source, pipe, fingerprint(source, data), where, dtype)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that auto, cpu or cuda means here."""
+    if name not in DEVICES:
+        raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {name!r}")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError("device cuda was asked for, but no CUDA device is available; use cpu or auto")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def unet_config(source: Source) -> dict[str, Any]:
+    """The UNet's configuration, without loading weights; SDXL's own for presets and single files."""
+    if source.kind == "file" or source.name in PRESETS:
+        return sdxl_unet_config(source.resolution // LATENT_FACTOR)
+    folder = _local_folder(source)
+    assert folder is not None
+    config = read_json(folder / "unet" / "config.json")
+    check_unet_config(config, source.name)
+    return config
+
+
+def unet_skeleton(source: Source) -> UNet2DConditionModel:
+    """The UNet with shapes and no storage (meta device)."""
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(unet_config(source))
+
+
+def _local_folder(source: Source) -> Path | None:
+    """The pipeline folder, fetched from the Hub where need be; None for a single file."""
+    if source.kind == "file":
+        return None
+    return hub_folder(source) if source.kind == "hub" else Path(source.location)
+
+
+def _check_files(source: Source, folder: Path | None) -> None:
+    """Every weight file is whole, and the UNet's files hold exactly the tensors that its configuration wants."""
+    if folder is None:
+        read_header(Path(source.location))
+        return
+    for part in WEIGHTED:
+        for path in weight_files(folder / part)[1]:
+            read_header(path)
+    wanted = set(unet_skeleton(source).state_dict())
+    stored = {name for path in unet_files(source) for name in read_header(path)}
+    if wanted != stored:
+        odd = sorted(wanted ^ stored)
+        raise ModelError(
+            f"the UNet of {source.name} and its config.json differ in {len(odd)} tensors, such as {odd[0]}"
+        )
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    return StableDiffusionXLPipeline.from_pretrained(
+        folder,
+        dtype=dtype,
+        variant=weight_files(folder / "unet")[0],
+        use_safetensors=True,
+        local_files_only=True,
+        add_watermarker=False,
+    )
+
+
+def _from_file(source: Source, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    """A single file holds weights only: SDXL's tokenizers and configurations come from the Hub or its cache."""
+    offline = not reachable()
+    try:
+        return StableDiffusionXLPipeline.from_single_file(
+            source.location, dtype=dtype, local_files_only=offline, add_watermarker=False
+        )
+    except (OSError, ValueError) as error:
+        if not offline:
+            raise
+        raise ModelError(
+            f"{source.name} holds weights only; SDXL's tokenizers and configurations are not in the local Hugging Face "
+            f"cache and the Hub cannot be reached: load {SDXL.location} once with a network, pass a diffusers pipeline "
+            "folder, or use nano"
+        ) from error
+
+
+def _prepare(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
+    """Evaluation mode, no gradients, on `device`."""
+    for part in WEIGHTED:
+        getattr(pipe, part).eval().requires_grad_(False)
+    if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
+        pipe.vae.to(torch.float32)
+    pipe.to(device)

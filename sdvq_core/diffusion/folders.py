@@ -1,0 +1,135 @@
+"""What lies in a diffusers pipeline folder or a safetensors file, read without torch or diffusers.
+
+A safetensors file: uint64 header length n (little endian), n bytes of JSON {name: {dtype, shape, data_offsets}}, data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdvq_core.errors import ModelError
+
+PIPELINE_CLASSES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+WEIGHTED = ("text_encoder", "text_encoder_2", "unet", "vae")
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+MAX_HEADER_BYTES = 100_000_000
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing; pass a complete diffusers pipeline folder") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}); fetch it again") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} must hold a JSON object; fetch it again")
+    return value
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Tensor name -> {dtype, shape, data_offsets} of a safetensors file, which must be as long as it says."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+    except (OSError, ValueError, AttributeError, TypeError, KeyError, IndexError):
+        raise ModelError(f"{path} is damaged or not a safetensors file; fetch it again") from None
+    if size != end:
+        raise ModelError(f"{path} is damaged: {size} bytes where its header says {end}; fetch it again")
+    return tensors
+
+
+def check_pipeline(folder: Path) -> None:
+    """Raise ModelError unless `folder` is a diffusers pipeline of the SDXL family with safetensors weights."""
+    if not (folder / "model_index.json").is_file():
+        unet = (folder / "config.json").is_file()
+        hint = "it is one component, pass the pipeline folder around it" if unet else "pass a folder that has one"
+        raise ModelError(f"{folder} has no model_index.json, so it is not a diffusers pipeline: {hint}")
+    index = read_json(folder / "model_index.json")
+    name = index.get("_class_name")
+    if name not in PIPELINE_CLASSES:
+        raise ModelError(f"{folder} is a {name}; SDVQ reads SDXL-family pipelines ({' or '.join(PIPELINE_CLASSES)})")
+    for part in WEIGHTED:
+        if not (index.get(part) or [None])[0]:
+            raise ModelError(f"{folder} has no {part}; SDVQ reads SDXL base pipelines, not refiners or parts of one")
+        weight_files(folder / part)
+    check_unet_config(read_json(folder / "unet" / "config.json"), str(folder))
+
+
+def check_unet_config(config: Mapping[str, Any], where: str) -> None:
+    """Raise ModelError unless the UNet takes and returns what SDXL's does."""
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise ModelError(f"the UNet in {where} is quantized already ({method}); pass the original model")
+    plain = not config.get("time_cond_proj_dim") and not config.get("encoder_hid_dim_type")
+    same = config.get("in_channels", 4) == config.get("out_channels", 4)
+    if config.get("addition_embed_type") != "text_time" or not plain or not same:
+        raise ModelError(
+            f"the UNet in {where} is not SDXL's: SDVQ reads UNet2DConditionModel with addition_embed_type 'text_time', "
+            "equal in_channels and out_channels and no time_cond_proj_dim or encoder_hid_dim_type"
+        )
+
+
+def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
+    """(variant, safetensors files) of a component folder; the fp16 variant where there is one."""
+    for variant in ("fp16", None):
+        files = _stored(folder, variant)
+        if files:
+            return variant, files
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+    if pickles:
+        raise ModelError(refusal(folder / pickles[0]))
+    raise ModelError(f"{folder} holds no safetensors weights; pass a complete diffusers pipeline folder")
+
+
+def refusal(path: Path) -> str:
+    """Why a pickle is not read, and what to do."""
+    return (
+        f"{path} is a pickle, which can run code when it is opened; convert it to safetensors first: "
+        "load it where you trust it and call save_pretrained(folder, safe_serialization=True)"
+    )
+
+
+def nano_sized(config: Mapping[str, Any]) -> bool:
+    """Whether a UNet of this config is small enough for a CPU: SDXL and its distillations are 1280 wide."""
+    widest = max(int(width) for width in config.get("block_out_channels", (320, 640, 1280)))
+    return widest < 640
+
+
+def resolution(folder: Path, config: Mapping[str, Any]) -> int:
+    """Pixels of the square image that the pipeline in `folder` makes: latent cells times the VAE's factor."""
+    vae = read_json(folder / "vae" / "config.json")
+    cells = config.get("sample_size") or 128
+    factor: int = 2 ** max(0, len(vae.get("block_out_channels", (64,))) - 1)
+    return int(cells if isinstance(cells, int) else cells[0]) * factor
+
+
+def _stored(folder: Path, variant: str | None) -> list[Path]:
+    dot = f".{variant}" if variant else ""
+    for stem in ("diffusion_pytorch_model", "model"):
+        single = folder / f"{stem}{dot}.safetensors"
+        if single.is_file():
+            return [single]
+        for index in (folder / f"{stem}.safetensors.index{dot}.json", folder / f"{stem}{dot}.safetensors.index.json"):
+            if index.is_file():
+                return _shards(index)
+    return []
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ModelError(f"{index} has no weight_map; fetch it again")
+    paths = [index.parent / str(name) for name in sorted(set(names.values()))]
+    for path in paths:
+        if not path.is_file():
+            raise ModelError(f"{path} is missing, {index.name} names it; fetch it again")
+    return paths

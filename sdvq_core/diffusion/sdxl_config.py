@@ -1,0 +1,30 @@
+"""The UNet configuration of SDXL base 1.0 and SDXL-Turbo; keys that are absent keep diffusers' defaults.
+
+It serves single-file checkpoints, which carry no configuration, and estimates before anything is downloaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def sdxl_unet_config(cells: int) -> dict[str, Any]:
+    """SDXL's UNet, 2,567,463,684 parameters; cells: width of the latent (128 for base, 64 for Turbo)."""
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": cells,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "block_out_channels": [320, 640, 1280],
+        "layers_per_block": 2,
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    }
