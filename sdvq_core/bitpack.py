@@ -36,7 +36,9 @@ def unpack(packed: Tensor, width: int, count: int) -> Tensor:
     """uint8 [ceil(count * width / 8)] -> int32 [count]."""
     _check_width(width)
     if packed.numel() != packed_nbytes(count, width):
-        raise ConfigError(f"{count} codes of {width} bits take {packed_nbytes(count, width)} bytes, got {packed.numel()}")
+        raise ConfigError(
+            f"{count} codes of {width} bits take {packed_nbytes(count, width)} bytes, got {packed.numel()}"
+        )
     if width == 8:
         return packed.to(torch.int32)
     step = _BLOCK * width // 8

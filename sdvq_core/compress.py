@@ -68,7 +68,9 @@ def _weight(model: nn.Module, name: str) -> Tensor:
 def _record(item: Assignment, weight: Tensor, tensor: QuantizedTensor, stats: LayerStats | None) -> LayerRecord:
     decoded = tensor.dequantize()
     if not bool(torch.isfinite(decoded).all()):
-        raise LayerError(item.name, f"has weights up to {float(weight.abs().max()):g}, beyond the range of 16-bit scales")
+        raise LayerError(
+            item.name, f"has weights up to {float(weight.abs().max()):g}, beyond the range of 16-bit scales"
+        )
     output = None if stats is None else relative_output_mse(weight, decoded, stats.second_moment)
     return LayerRecord(
         item.name,

@@ -186,8 +186,8 @@ class Histogram:
 class LayerDetail:
     """One layer under the magnifier.
 
-    levels: values that a weight can take (scalar formats), or the entries' components (vector formats), sampled, in units
-    of the weight. usage: per codebook, how often each entry is used, in descending order. perplexity: 2^entropy of it.
+    levels: values that a weight can take (scalar formats), or the entries' components (vector formats), sampled, in
+    units of the weight. usage: per codebook, how often each entry is used, in descending order. perplexity: 2^entropy of it.
     """
 
     arm: str
@@ -219,3 +219,54 @@ def _whole(name: str, value: object, low: int, high: int) -> None:
 def _finite(value: float | None) -> float | None:
     """JSON has no infinity: the PSNR of identical images is written as null beside a latent_mse of 0."""
     return value if value is None or math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A measure over prompts: mean with its 95 % bootstrap interval, and median."""
+
+    mean: float
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """One arm over all prompts. measures: by name of `Scores`, None where it cannot be had.
+
+    fork_rate: share of images whose RMS distance to the reference is more than half of what another seed gives.
+    """
+
+    arm: str
+    label: str
+    ledger: Ledger
+    measures: Mapping[str, Spread | None]
+    fork_rate: float | None
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        measures = {name: None if spread is None else asdict(spread) for name, spread in self.measures.items()}
+        rest = {"fork_rate": self.fork_rate, "seconds": self.seconds}
+        return {"arm": self.arm, "ledger": self.ledger.to_json(), **measures, **rest}
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """The end of an evaluation. noise_floor: the same measures for the reference at another seed."""
+
+    job: EvaluateJob
+    arms: tuple[ArmSummary, ...]
+    noise_floor: ArmSummary
+    device: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "n": len(self.job.prompts),
+            "model": self.job.model,
+            "steps": self.job.sampling.steps,
+            "guidance": self.job.sampling.guidance,
+            "device": self.device,
+            "arms": [arm.to_json() for arm in self.arms],
+            "other_seed": self.noise_floor.to_json(),
+        }

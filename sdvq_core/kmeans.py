@@ -38,7 +38,7 @@ def nearest(points: Tensor, centres: Tensor, weights: Tensor | None = None) -> T
 def lloyd(
     points: Tensor, k: int, generator: torch.Generator, weights: Tensor | None = None, iterations: int = 12
 ) -> Tensor:
-    """points [N, d] -> centres [k, d]; starts are distinct random points, an emptied centre moves to the worst point."""
+    """points [N, d] -> centres [k, d]; starts are random points, an emptied centre moves to the worst point."""
     order = torch.randperm(len(points), generator=generator).to(points.device)
     centres = points[order[torch.arange(k, device=points.device) % len(points)]].clone()
     for _ in range(iterations):

@@ -19,7 +19,9 @@ SHARED_PREFIX = "sdvq_codebooks."
 _DTYPES = {torch.uint8: "U8", torch.float16: "F16"}
 
 
-def stored_specs(layers: Mapping[str, Mapping[str, TensorSpec]], kept: Mapping[str, Sequence[int]]) -> dict[str, TensorSpec]:
+def stored_specs(
+    layers: Mapping[str, Mapping[str, TensorSpec]], kept: Mapping[str, Sequence[int]]
+) -> dict[str, TensorSpec]:
     """Every tensor of an artifact under its name in the file: layer arrays, shared codebooks once, and what is kept.
 
     layers: specs by layer name. kept: shapes of what stays in float16, by parameter name.

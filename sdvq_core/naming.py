@@ -22,9 +22,7 @@ _ROLES = (
     (r"(?:down|up)samplers\.\d+\.conv$", "resample"),
 )
 ROLES = tuple(
-    role.replace(r"\1", letter)
-    for _, role in _ROLES
-    for letter in (("q", "k", "v") if r"\1" in role else ("",))
+    role.replace(r"\1", letter) for _, role in _ROLES for letter in (("q", "k", "v") if r"\1" in role else ("",))
 )
 
 

@@ -110,4 +110,4 @@ def _obstacle(module: nn.Module, quantizer: Quantizer) -> str:
 
 
 def _shape(module: nn.Module) -> tuple[int, ...]:
-    return tuple(module.weight.shape)  # type: ignore[union-attr,arg-type]
+    return tuple(module.weight.shape)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Reads and validates presets/: recipes (which layer gets what) and prompts, one YAML file each.
 
-A recipe is `label`, `summary`, and `rules`: a list of `pattern` and `quantizer` (a word such as "rvq:bits=3", a mapping, or
-null for 16 bits); the last rule that matches a layer wins, after VQDM's choice of layers.
+A recipe is `label`, `summary`, and `rules`: a list of `pattern` and `quantizer` (a word such as "rvq:bits=3", a
+mapping, or null for 16 bits); the last rule that matches a layer wins, after VQDM's choice of layers.
 """
 
 from __future__ import annotations

@@ -46,6 +46,14 @@ class Format(ABC):
     def decode(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, dtype: torch.dtype) -> Tensor:
         """The weight of `shape`, in `dtype`, on the device of the stored arrays."""
 
+    @abstractmethod
+    def codes(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
+        """The unpacked codes, int32 [M, n]: M streams of n codes each (padding included)."""
+
+    @abstractmethod
+    def levels(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
+        """Values that a weight can take in a row of median scale, ascending: what a histogram shows as ticks."""
+
 
 _FORMATS: dict[str, Format] = {}
 
@@ -93,6 +101,14 @@ class QuantizedTensor:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The decoded weight, of `shape`."""
         return get_format(self.format).decode(self.tensors, self.shape, self.meta, dtype)
+
+    def codes(self) -> Tensor:
+        """The unpacked codes, int32 [M, n]."""
+        return get_format(self.format).codes(self.tensors, self.shape, self.meta)
+
+    def levels(self) -> Tensor:
+        """Values that a weight can take in a row of median scale, ascending."""
+        return get_format(self.format).levels(self.tensors, self.shape, self.meta)
 
     @property
     def nbytes(self) -> int:

@@ -1,3 +1,268 @@
-"""The one service that the command line and the page talk to: jobs in, events and records out."""
+"""The one service that the command line and the page talk to: jobs in, events and records out.
+
+Every long call is a generator; closing it stops the work. SdvqError means that the user can mend it.
+"""
 
 from __future__ import annotations
+
+import os
+import platform
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+
+from sdvq_core import presets
+from sdvq_core.arms import Arm, parse_arm
+from sdvq_core.diffusion.sources import find_source, known_models
+from sdvq_core.engine import Engine, versions
+from sdvq_core.errors import ConfigError, StoreError
+from sdvq_core.jobs import (
+    ArmResult,
+    CompareEvent,
+    CompareJob,
+    CompareResult,
+    Estimate,
+    EvaluateJob,
+    EvaluateResult,
+    LayerDetail,
+    ModelInfo,
+    Notice,
+    Preview,
+    Progress,
+    Sampling,
+    Scores,
+)
+from sdvq_core.presets import Recipe
+from sdvq_core.quantizers import QuantizerInfo, catalogue
+from sdvq_core.records import Report
+from sdvq_core.store import read_artifact, read_report, write_artifact
+from sdvq_core.store.images import write_png
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+_PREVIEWS = 5  # per image
+_REMEMBERED = 64  # finished samples kept in memory
+
+
+def data_folder() -> Path:
+    """Where caches live: SDVQ_DATA, or the platform's user cache folder."""
+    return Path(os.environ.get("SDVQ_DATA") or platformdirs.user_cache_dir("sdvq", appauthor=False)).expanduser()
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    latents: Tensor
+    image: Image.Image
+    seconds: float
+
+
+class Workbench:
+    """Models, quantizers, estimates, compression, comparison. data: folder of caches; device: auto, cpu or cuda."""
+
+    def __init__(self, data: Path | None = None, device: str = "auto") -> None:
+        if device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}")
+        self.data = data or data_folder()
+        self.engine = Engine(self.data, device)
+        self._samples: OrderedDict[tuple[str, str, Sampling], _Sample] = OrderedDict()
+
+    def models(self) -> list[ModelInfo]:
+        """What can be named, and whether it is at hand."""
+        return known_models()
+
+    def quantizers(self) -> list[QuantizerInfo]:
+        """The catalogue: enough to draw a form."""
+        return catalogue()
+
+    def recipes(self) -> list[Recipe]:
+        """The recipes in presets/."""
+        return presets.recipes()
+
+    def prompts(self, tier: str = "nano") -> list[str]:
+        """Suggested prompts for a tier of models."""
+        return presets.prompts(tier)
+
+    def about(self) -> dict[str, str]:
+        """What runs here."""
+        machine = {"python": platform.python_version(), "device": self.engine.device_name, "data": str(self.data)}
+        return {**versions(), **machine}
+
+    def estimate(self, model: str, arm: str) -> Estimate:
+        """Size of an arm before it is made; exact, and quick."""
+        parsed = parse_arm(arm)
+        return Estimate(arm, parsed.label, self.engine.ledger(model, parsed))
+
+    def inspect(self, artifact: str | Path) -> Report:
+        """The report card of an artifact folder."""
+        return read_report(Path(artifact))
+
+    def report(self, model: str, arm: str) -> Report | None:
+        """The report card of an arm that is in the cache already; None for `fp16` and for what is not made yet."""
+        folder = self.engine.cached(model, parse_arm(arm))
+        return None if folder is None else read_report(folder)
+
+    def compress(self, model: str, arm: str, out: Path | None = None) -> Iterator[Progress | Report]:
+        """Progress per layer, then the report; the artifact is in the cache, and in `out` as well where given."""
+        parsed = parse_arm(arm)
+        if not parsed.rules:
+            raise ConfigError(
+                f"{arm} is nothing to compress; name a quantizer such as rvq:bits=3, or a recipe such as @preview"
+            )
+        start = time.monotonic()
+        for event in self.engine.compress(model, parsed):
+            if isinstance(event, Progress):
+                yield event
+                continue
+            report = replace(read_report(event), seconds=time.monotonic() - start)
+            if out is not None:
+                write_artifact(out, read_artifact(event))
+                report = replace(report, artifact=str(out))
+            yield report
+
+    def generate(self, model: str, arm: str, sampling: Sampling) -> Iterator[CompareEvent]:
+        """One image of one arm: a comparison with nothing to compare with."""
+        return self.compare(CompareJob(model, (arm,), sampling))
+
+    def compare(self, job: CompareJob) -> Iterator[CompareEvent]:
+        """Same prompt, same seed, every arm in turn; measures are against the first."""
+        from sdvq_core.diffusion.sampling import prompt_notice
+
+        arms = [parse_arm(word) for word in job.arms]
+        for arm in arms:
+            self.engine.plan(job.model, arm)  # a rule that matches nothing is said before any work
+        yield Progress("load", "", 0, 1, f"loading {job.model}")
+        notice = prompt_notice(self.engine.base(job.model), job.sampling.prompt)
+        if notice:
+            yield Notice(notice)
+        results: list[ArmResult] = []
+        reference: _Sample | None = None
+        for arm in arms:
+            for event in self._arm(job, arm, reference):
+                yield event
+                if isinstance(event, ArmResult):
+                    results.append(event)
+            reference = reference or self._remembered(job, arms[0])
+        yield CompareResult(job, tuple(results), self.engine.device_name)
+
+    def evaluate(self, job: EvaluateJob) -> Iterator[Progress | EvaluateResult]:
+        """Prompts x seeds, every arm against the first, with intervals and the noise floor."""
+        from sdvq_core.evaluation import evaluate
+
+        return evaluate(self.engine, job)
+
+    def default_prompts(self, model: str) -> list[str]:
+        """Prompts to evaluate `model` on when the user gives none."""
+        return self.engine.default_prompts(model)
+
+    def layer_detail(self, model: str, arm: str, layer: str) -> LayerDetail:
+        """One layer of a compressed arm, beside the original weight."""
+        from sdvq_core.inspection import layer_detail
+
+        folder = self.engine.cached(model, parse_arm(arm))
+        if folder is None:
+            raise ConfigError(f"{arm} is not compressed yet; run a comparison with it first")
+        artifact = read_artifact(folder)
+        if layer not in artifact.weights:
+            raise ConfigError(f"{arm} has no compressed layer {layer!r}; choose one from the layer table")
+        weight = self.engine.base(model).unet.get_submodule(layer).weight
+        return layer_detail(arm, layer, weight.detach().cpu(), artifact.weights[layer])
+
+    def _arm(self, job: CompareJob, arm: Arm, reference: _Sample | None) -> Iterator[CompareEvent]:
+        start = time.monotonic()
+        cached, folder = bool(arm.rules or arm.artifact), None
+        if arm.rules or arm.artifact:
+            for event in self._compressed(job.model, arm):
+                if isinstance(event, Progress):
+                    cached = False
+                    yield event
+                else:
+                    folder = event
+        compress_seconds = time.monotonic() - start
+        yield from self._sample(job, arm)
+        sample = self._remembered(job, arm)
+        path = write_png(self.data / "images", sample.image, self._receipt(job, arm))
+        yield ArmResult(
+            arm.word,
+            arm.label,
+            sample.image,
+            path,
+            sample.seconds,
+            self.engine.ledger(job.model, arm) if folder is None else read_report(folder).ledger,
+            self._scores(job, sample, reference),
+            None if folder is None else read_report(folder),
+            cached,
+            None if folder is None else compress_seconds if not cached else 0.0,
+        )
+
+    def _compressed(self, model: str, arm: Arm) -> Iterator[Progress | Path]:
+        """`Engine.compress`, and once more if the cached artifact turns out to be damaged."""
+        try:
+            yield from self.engine.compress(model, arm)
+            self.engine.unet(model, arm)
+        except StoreError:
+            if not self.engine.discard(model, arm):
+                raise
+            yield from self.engine.compress(model, arm)
+
+    def _sample(self, job: CompareJob, arm: Arm) -> Iterator[Progress | Preview]:
+        from sdvq_core.diffusion.sampling import decode, preview, sample
+
+        if self._key(job, arm) in self._samples:
+            return
+        base, unet, steps = self.engine.base(job.model), self.engine.unet(job.model, arm), job.sampling.steps
+        every = max(1, steps // _PREVIEWS)
+        seconds, clock = 0.0, time.monotonic()
+        for step in sample(base, unet, job.sampling):
+            seconds += time.monotonic() - clock
+            left = seconds / step.step * (steps - step.step)
+            yield Progress("sample", arm.word, step.step, step.steps, f"step {step.step} of {step.steps}", left)
+            if step.step % every == 0 and step.step < step.steps:
+                yield Preview(arm.word, step.step, step.steps, preview(base, step.denoised))
+            clock = time.monotonic()
+        image = decode(base, step.latents)[0]
+        seconds += time.monotonic() - clock
+        self._samples[self._key(job, arm)] = _Sample(step.latents, image, seconds)
+        while len(self._samples) > _REMEMBERED:
+            self._samples.popitem(last=False)
+
+    def _scores(self, job: CompareJob, sample: _Sample, reference: _Sample | None) -> Scores:
+        from sdvq_core.metrics.images import lpips, psnr, ssim
+        from sdvq_core.metrics.weights import relative_mse
+
+        ground = reference or sample
+        aligner = self.engine.aligner(find_source(job.model).tier)
+        return Scores(
+            relative_mse(ground.latents, sample.latents),
+            psnr(ground.image, sample.image),
+            ssim(ground.image, sample.image),
+            lpips(ground.image, sample.image),
+            None if aligner is None else aligner.score([sample.image], [job.sampling.prompt])[0],
+        )
+
+    def _receipt(self, job: CompareJob, arm: Arm) -> dict[str, str]:
+        sampling = job.sampling
+        return {
+            "prompt": sampling.prompt,
+            "seed": str(sampling.seed),
+            "steps": str(sampling.steps),
+            "guidance": f"{sampling.guidance:g}",
+            "model": job.model,
+            "fingerprint": self.engine.fingerprint(job.model),
+            "arm": arm.word,
+            "device": self.engine.device_name,
+            **versions(),
+        }
+
+    def _key(self, job: CompareJob, arm: Arm) -> tuple[str, str, Sampling]:
+        folder = self.engine.cached(job.model, arm)
+        return self.engine.fingerprint(job.model), str(folder or "fp16"), job.sampling
+
+    def _remembered(self, job: CompareJob, arm: Arm) -> _Sample:
+        return self._samples[self._key(job, arm)]

@@ -34,8 +34,15 @@ class Affine(Format):
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, dtype: torch.dtype) -> Tensor:
         scale, offset = tensors["scale"].float(), tensors["offset"].float()  # [O, S]
-        size = int(meta["group_size"])
-        codes = unpack(tensors["codes"], int(meta["bits"]), scale.numel() * size)
-        runs = codes.reshape(*scale.shape, size) * scale[..., None] + offset[..., None]  # [O, S, size]
+        codes = self.codes(tensors, shape, meta)
+        runs = codes.reshape(*scale.shape, -1) * scale[..., None] + offset[..., None]  # [O, S, size]
         rows = runs.reshape(shape[0], -1)[:, : row_length(shape)]  # [O, T * I]
         return from_rows(rows, shape).to(dtype)
+
+    def codes(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
+        count = tensors["scale"].numel() * int(meta["group_size"])
+        return unpack(tensors["codes"], int(meta["bits"]), count)[None]  # [1, O * S * size]
+
+    def levels(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
+        steps = torch.arange(2 ** int(meta["bits"]), device=tensors["scale"].device)
+        return tensors["offset"].float().median() + tensors["scale"].float().median() * steps

@@ -1,9 +1,9 @@
-"""Additive codebooks: ``w[i, g] = scale[i, run] * sum_m C_m[code[m, i, g]]`` (arXiv 2409.00492; AQLM, arXiv 2401.06118).
+"""Additive codebooks: ``w[i, g] = scale[i, run] * sum_m C_m[code[m, i, g]]`` (arXiv 2409.00492, 2401.06118).
 
-M codebooks of 2^b entries, each d weights long (float16); groups as in `grouping.to_groups`; scale float16 [O, S] covers
-runs of `scale_group` weights of a row in group order, or the whole row when `scale_group` is 0 (S = 1).
-meta: codebooks (M), code_bits (b), group_size (d), scale_group, and `shared`, the name of a codebook set that many layers
-store once, or "" for a set of the layer's own.
+M codebooks of 2^b entries, each d weights long (float16); groups as in `grouping.to_groups`; scale float16 [O, S]
+covers runs of `scale_group` weights of a row in group order, or the whole row when `scale_group` is 0 (S = 1).
+meta: codebooks (M), code_bits (b), group_size (d), scale_group, and `shared`, the name of a codebook set that many
+layers store once, or "" for a set of the layer's own.
 """
 
 from __future__ import annotations
@@ -43,9 +43,15 @@ class Codebook(Format):
     def decode(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, dtype: torch.dtype) -> Tensor:
         d = int(meta["group_size"])
         groups = groups_per_row(shape, d)
-        count = shape[0] * groups
-        codes = torch.stack([unpack(packed, int(meta["code_bits"]), count) for packed in tensors["codes"]])  # [M, O * G]
-        vectors = additive_decode(codes, tensors["codebook"].float())  # [O * G, d]
+        vectors = additive_decode(self.codes(tensors, shape, meta), tensors["codebook"].float())  # [O * G, d]
         scale = expand_scale(tensors["scale"].float(), groups * d, int(meta["scale_group"]))
         rows = vectors.reshape(shape[0], -1) * scale  # [O, G * d]
         return from_groups(rows.reshape(shape[0], groups, d), shape).to(dtype)
+
+    def codes(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
+        count = shape[0] * groups_per_row(shape, int(meta["group_size"]))
+        return torch.stack([unpack(packed, int(meta["code_bits"]), count) for packed in tensors["codes"]])  # [M, O * G]
+
+    def levels(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
+        """Components of the first codebook's entries, the coarsest of the set."""
+        return (tensors["codebook"][0].float() * tensors["scale"].float().median()).flatten().sort().values

@@ -1,8 +1,8 @@
-"""SDVQ as a quantization method of diffusers: `UNet2DConditionModel.from_pretrained(ARTIFACT)` and `save_pretrained`."""
+"""SDVQ as a quantization method of diffusers: `from_pretrained(ARTIFACT)` and `save_pretrained` of a UNet."""
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from sdvq_core.errors import StoreError
 from sdvq_core.nn import QuantizedLayer, SharedCodebooks, swap_spec
-from sdvq_core.records import LayerRecord
 from sdvq_core.store.manifest import QUANT_METHOD, Manifest
 
 
-class SdvqMethod(str, Enum):
+class SdvqMethod(StrEnum):
     """diffusers asks for `.value`."""
 
     SDVQ = QUANT_METHOD
@@ -43,8 +42,10 @@ class SdvqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     quantization_config: SdvqConfig
 
-    def check_if_quantized_param(self, model: nn.Module, param_value: Tensor, param_name: str, *_: Any, **__: Any) -> bool:
-        owner, _, name = param_name.rpartition(".")
+    def check_if_quantized_param(
+        self, model: nn.Module, param_value: Tensor, param_name: str, *_: Any, **__: Any
+    ) -> bool:
+        owner, _dot, name = param_name.rpartition(".")
         module = model.get_submodule(owner)
         return isinstance(module, QuantizedLayer | SharedCodebooks) and name in module._buffers
 
@@ -52,8 +53,8 @@ class SdvqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         raise StoreError(f"{param_name} has the shape {list(loaded.shape)}, its layer needs {list(current.shape)}")
 
     def create_quantized_param(
-        self, model: nn.Module, param_value: Tensor, param_name: str, target_device: torch.device, state_dict: dict[str, Tensor],
-        *_: Any, **__: Any,
+        self, model: nn.Module, param_value: Tensor, param_name: str, target_device: torch.device,
+        state_dict: dict[str, Tensor], *_: Any, **__: Any,
     ) -> None:  # fmt: skip
         owner, _sep, name = param_name.rpartition(".")
         model.get_submodule(owner)._buffers[name] = state_dict[param_name].to(target_device)  # never cast
@@ -61,7 +62,7 @@ class SdvqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
         for name, entry in self.quantization_config.manifest.layers.items():
             swap_spec(model, name, entry.format, entry.meta)
-        model.config["quantization_config"] = self.quantization_config
+        model.config["quantization_config"] = self.quantization_config  # type: ignore[index,operator]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         absent = [name for name, tensor in model.state_dict().items() if tensor.is_meta]

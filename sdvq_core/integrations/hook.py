@@ -1,4 +1,4 @@
-"""Registers SDVQ with diffusers the moment diffusers' quantizers are imported, so that `import sdvq_core` stays light."""
+"""Registers SDVQ with diffusers when diffusers' quantizers are imported, so that `import sdvq_core` stays light."""
 
 from __future__ import annotations
 

@@ -23,7 +23,9 @@ def build_unet(artifact: Artifact, dtype: torch.dtype = torch.float32, mode: str
     missing, unexpected = unet.load_state_dict(_cast(artifact.kept, dtype), strict=False, assign=True)
     absent = [name for name in missing if unet.state_dict()[name].is_meta]
     if absent or unexpected:
-        raise StoreError(f"the artifact does not fit its own config: {(absent + unexpected)[0]} is missing or not expected")
+        raise StoreError(
+            f"the artifact does not fit its own config: {(absent + unexpected)[0]} is missing or not expected"
+        )
     set_mode(unet, mode)
     return unet.eval().requires_grad_(False)
 

@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from torch import Tensor
 
@@ -47,14 +47,13 @@ class Knob:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ConfigError(f"{owner}.{self.name} must be {self.allowed}, got {value!r}")
         try:
-            cast = wanted(value)
+            found = wanted(value)
+            exact = wanted is str or found == float(value)
         except (ValueError, OverflowError):
-            cast = None
-        exact = cast is not None and (wanted is str or cast == float(value))
-        if not exact or not self._holds(cast):
+            exact = False
+        if not exact or not self._holds(found):
             raise ConfigError(f"{owner}.{self.name} must be {self.allowed}, got {value}")
-        assert cast is not None
-        return cast
+        return found
 
     def _holds(self, value: Any) -> bool:
         if self.choices:
@@ -111,7 +110,7 @@ class Quantizer(ABC):
     @classmethod
     def knobs(cls) -> tuple[Knob, ...]:
         """The settings, in order."""
-        return tuple(Knob(f.name, default=f.default, **f.metadata) for f in dataclasses.fields(cls))
+        return tuple(Knob(f.name, default=cast(Value, f.default), **f.metadata) for f in dataclasses.fields(cls))
 
     @classmethod
     @abstractmethod
@@ -136,7 +135,7 @@ class Quantizer(ABC):
         return str(self.layout(shape).get("shared", ""))
 
     def fit_shared(self, weights: Sequence[Tensor]) -> Encoder:
-        """`quantize` bound to one codebook set, fitted to all of `weights`; asked only where `sharing_key` is not ""."""
+        """`quantize` bound to one codebook set, fitted to `weights`; asked only where `sharing_key` is not ""."""
         return self.quantize
 
     def spec(self, shape: Sequence[int]) -> dict[str, TensorSpec]:
@@ -153,7 +152,9 @@ class Quantizer(ABC):
 
     def __str__(self) -> str:
         """`rtn:bits=4,group_size=64`; knobs at their default are left out. `parse` is its inverse."""
-        changed = [f"{k.name}={getattr(self, k.name)}" for k in type(self).knobs() if getattr(self, k.name) != k.default]
+        changed = [
+            f"{k.name}={getattr(self, k.name)}" for k in type(self).knobs() if getattr(self, k.name) != k.default
+        ]
         return f"{self.name}:{','.join(changed)}" if changed else self.name
 
     @property

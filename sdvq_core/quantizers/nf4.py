@@ -1,4 +1,4 @@
-"""`nf4`: 4-bit NormalFloat (QLoRA, arXiv 2305.14314): sixteen quantiles of a Gaussian, one absolute maximum per block."""
+"""`nf4`: 4-bit NormalFloat (QLoRA, arXiv 2305.14314): sixteen quantiles of a Gaussian, one scale per block."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ class NormalFloat4(Quantizer):
         meta = self.layout(weight.shape)
         block = int(meta["scale_group"])
         rows = to_rows(weight.detach().float())  # [O, T * I]
-        blocks = torch.nn.functional.pad(rows, (0, -rows.shape[1] % block)).reshape(len(rows), -1, block)  # [O, S, block]
+        blocks = torch.nn.functional.pad(rows, (0, -rows.shape[1] % block)).reshape(
+            len(rows), -1, block
+        )  # [O, S, block]
         scale = blocks.abs().amax(2).half()  # [O, S]
         levels = normal_float().half().to(rows.device)[:, None]  # [16, 1]
         unit = blocks / scale.float().masked_fill(scale == 0, 1)[..., None]

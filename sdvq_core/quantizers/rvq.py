@@ -2,7 +2,7 @@
 
 Codebook m is fitted by k-means to what the first m - 1 leave over (residuals of the beam search, not of a greedy one).
 The search keeps the `beam` best partial sums per group; the cost of adding entry c to a partial sum with residual r is
-``|r - c|^2 = |r|^2 - 2 r.c + |c|^2``, per element where the importance differs. N points, B hypotheses, K = 2^b entries.
+``|r - c|^2 = |r|^2 - 2 r.c + |c|^2``, per element where the importance differs. N points, B hypotheses, K entries.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ResidualVQ(VectorQuantizer):
 
 
 def beam_search(points: Tensor, codebooks: Tensor, weights: Tensor, beam: int) -> Tensor:
-    """points [N, d], codebooks [M, K, d], weights [N, d] or [N, 1] -> codes int64 [M, N] with a small weighted error."""
+    """points [N, d], codebooks [M, K, d], weights [N, d] or [N, 1] -> codes int64 [M, N]."""
     found = torch.empty(len(codebooks), len(points), dtype=torch.int64, device=points.device)
     for part in chunks(len(points), 4 * beam * codebooks.shape[1], _CHUNK_NBYTES):
         found[:, part] = _search(points[part], codebooks, weights[part], beam)

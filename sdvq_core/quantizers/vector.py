@@ -1,8 +1,8 @@
 """What the vector quantizers have in common: normalised groups, private or shared codebooks, row scales.
 
 Each row is divided by its root mean square before codebooks are fitted and multiplied again after; at the end the scale
-is the least-squares fit of the decoded row. Groups weigh s_i^2 (and the inputs' mean squares, where statistics are given),
-so the fit minimises the error of the weights themselves. O rows, G groups of d weights, M codebooks of K = 2^b entries.
+is the least-squares fit of the decoded row. Groups weigh s_i^2 (and the inputs' mean squares, with statistics), so the
+fit minimises the error of the weights themselves. O rows, G groups of d weights, M codebooks of K = 2^b entries.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _generator() -> torch.Generator:
 def _normalise(weight: Tensor, d: int, stats: LayerStats | None) -> tuple[Tensor, Tensor, Tensor]:
     """weight -> unit-variance points [O * G, d], their importance [O * G, d] or [O * G, 1], row scales [O, 1]."""
     groups = to_groups(weight.detach().float(), d)  # [O, G, d]
-    out, count, _ = groups.shape
+    count = groups.shape[1]
     scale = groups.flatten(1).square().mean(1, keepdim=True).sqrt()  # [O, 1]
     scale = scale.half().float().masked_fill(scale.half() == 0, 1)
     points = (groups / scale[..., None]).reshape(-1, d)  # [O * G, d]

@@ -65,7 +65,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     state = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         state.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 
@@ -77,7 +77,9 @@ def write_artifact(folder: Path, artifact: Artifact) -> None:
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
     try:
         temporary.mkdir(parents=True)
-        tensors = {name: tensor.contiguous() for name, tensor in stored_tensors(artifact.weights, artifact.kept).items()}
+        tensors = {
+            name: tensor.contiguous() for name, tensor in stored_tensors(artifact.weights, artifact.kept).items()
+        }
         save_file(tensors, temporary / WEIGHTS_NAME, card_metadata(artifact.records, artifact.versions))
         config = {**artifact.unet_config, "quantization_config": artifact.manifest.to_json()}
         (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
@@ -95,7 +97,9 @@ def read_artifact(folder: Path) -> Artifact:
     config, manifest = read_manifest(folder)
     tensors, card = _read_tensors(folder)
     if digest(tensors) != manifest.sha256:
-        raise StoreError(f"{folder / WEIGHTS_NAME} is damaged: its content does not match its SHA-256; compress the model again")
+        raise StoreError(
+            f"{folder / WEIGHTS_NAME} is damaged: its content does not match its SHA-256; compress the model again"
+        )
     weights = {name: _weight(name, entry, tensors) for name, entry in manifest.layers.items()}
     used = set(stored_tensors(weights, {}))
     kept = {name: tensor for name, tensor in tensors.items() if name not in used}
@@ -137,7 +141,9 @@ def _open(folder: Path) -> Any:
     except FileNotFoundError:
         raise StoreError(f"{folder} has no {WEIGHTS_NAME}; compress the model again") from None
     except (SafetensorError, OSError) as error:
-        raise StoreError(f"{folder / WEIGHTS_NAME} is truncated or damaged ({error}); compress the model again") from None
+        raise StoreError(
+            f"{folder / WEIGHTS_NAME} is truncated or damaged ({error}); compress the model again"
+        ) from None
 
 
 def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:

@@ -1,7 +1,7 @@
 """What an artifact says about itself: `quantization_config` in config.json, and the report card in the file's metadata.
 
-config.json holds all that is needed to rebuild the layers, so that plain diffusers can; the card holds what is only to be
-read. The card has a fixed room, so that the size of the file is known before the numbers in it are.
+config.json holds all that is needed to rebuild the layers, so that plain diffusers can; the card holds what is only
+to be read. The card has a fixed room, so that the size of the file is known before the numbers in it are.
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ class Manifest:
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
         """Inverse of `to_json`; StoreError for another method, a newer version or missing entries."""
         if data.get("quant_method") != QUANT_METHOD:
-            raise StoreError(f"this folder was quantized by {data.get('quant_method')!r}; SDVQ reads its own artifacts only")
+            raise StoreError(
+                f"this folder was quantized by {data.get('quant_method')!r}; SDVQ reads its own artifacts only"
+            )
         version = data.get("format_version")
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise StoreError(
-                f"the artifact has format version {version}, this program reads up to {FORMAT_VERSION}; update SDVQ to load it"
+                f"the artifact has format version {version}, this program reads up to {FORMAT_VERSION}; update SDVQ"
             )
         try:
             layers = {
@@ -64,7 +66,9 @@ class Manifest:
             fallbacks = tuple(Fallback(**item) for item in data["fallbacks"])
             return cls(BaseInfo(**data["base"]), str(data["recipe"]), layers, fallbacks, str(data["sha256"]), version)
         except (KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"the artifact's quantization_config is damaged ({error}); compress the model again") from None
+            raise StoreError(
+                f"the artifact's quantization_config is damaged ({error}); compress the model again"
+            ) from None
 
 
 def is_artifact(folder: Path) -> bool:
@@ -81,7 +85,9 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], Manifest]:
     try:
         config = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
     except FileNotFoundError:
-        raise StoreError(f"{folder} is not an artifact: it has no {CONFIG_NAME}; pass a folder made by `compress`") from None
+        raise StoreError(
+            f"{folder} is not an artifact: it has no {CONFIG_NAME}; pass a folder made by `compress`"
+        ) from None
     except (OSError, ValueError) as error:
         raise StoreError(f"{folder / CONFIG_NAME} cannot be read ({error})") from None
     if not isinstance(config, dict) or not isinstance(config.get("quantization_config"), dict):
@@ -92,7 +98,14 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], Manifest]:
 def card_metadata(records: Sequence[LayerRecord], versions: Mapping[str, str]) -> dict[str, str]:
     """The file's metadata: layer table and library versions, padded to a room that depends on the layer count alone."""
     rows = [
-        [r.name, r.quantizer, round(r.bits_per_weight, 4), r.nbytes, _round(r.relative_mse), _round(r.relative_output_mse)]
+        [
+            r.name,
+            r.quantizer,
+            round(r.bits_per_weight, 4),
+            r.nbytes,
+            _round(r.relative_mse),
+            _round(r.relative_output_mse),
+        ]
         for r in records
     ]
     text = json.dumps({"versions": dict(versions), "layers": rows}, separators=(",", ":"))
