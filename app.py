@@ -1,0 +1,38 @@
+"""Start the workbench: ``python app.py`` and open the address it prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="SDVQ: compress a diffusion model, compare same-seed images.")
+    parser.add_argument(
+        "--port", type=int, default=None, help="default: $GRADIO_SERVER_PORT, or the first free from 7860"
+    )
+    parser.add_argument("--host", default=None, help="default: $GRADIO_SERVER_NAME, or 127.0.0.1")
+    parser.add_argument(
+        "--data", type=Path, default=None, help="caches and images; default: $SDVQ_DATA, or the user cache"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    from sdvq_core.ui import build, launch_options
+    from sdvq_core.workbench import Workbench
+
+    page = build(Workbench(arguments.data, arguments.device))
+    try:
+        page.launch(server_name=arguments.host, server_port=arguments.port, **launch_options())
+    except OSError as error:
+        raise SystemExit(f"{error} Choose another with --port, or leave it out to take the first free one.") from error
+
+
+if __name__ == "__main__":
+    main()

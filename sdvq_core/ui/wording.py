@@ -1,0 +1,74 @@
+"""Numbers as people read them: bytes, bits, ratios, seconds, scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sdvq_core.jobs import ArmResult, Progress, Scores
+from sdvq_core.records import Ledger
+
+NONE, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
+
+
+def size(nbytes: float) -> str:
+    """``3.21 MB``; decimal units, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    raise AssertionError("unreachable")
+
+
+def shape(sides: Sequence[int]) -> str:
+    return f" {TIMES} ".join(map(str, sides))
+
+
+def bits(ledger: Ledger) -> str:
+    return f"{ledger.bits_per_weight:.2f}"
+
+
+def ratio(ledger: Ledger) -> str:
+    return f"{ledger.ratio:.1f}{TIMES}"
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return NONE
+    return f"{value:.2g} s" if value < 10 else f"{value:.0f} s" if value < 100 else f"{value / 60:.1f} min"
+
+
+def scores(values: Scores) -> list[tuple[str, str]]:
+    """Label and value of each measure that there is."""
+    rows = (
+        ("PSNR", None if values.psnr is None else "identical" if math.isinf(values.psnr) else f"{values.psnr:.1f} dB"),
+        ("SSIM", None if values.ssim is None else f"{values.ssim:.3f}"),
+        ("Latent error", None if values.latent_mse is None else f"{values.latent_mse:.3f}"),
+        ("LPIPS", None if values.lpips is None else f"{values.lpips:.3f}"),
+        ("Alignment", None if values.alignment is None else f"{values.alignment:.3f}"),
+    )
+    return [(label, value) for label, value in rows if value is not None]
+
+
+def made(result: ArmResult) -> str:
+    """How long the image took, and the compression before it."""
+    text = f"image in {seconds(result.seconds)}"
+    if result.cached:
+        return f"{text} · weights from cache"
+    return f"{text} · compressed in {seconds(result.compress_seconds)}" if result.compress_seconds else text
+
+
+def progress(event: Progress) -> tuple[str, str]:
+    """A headline and a detail for the status line."""
+    head = {
+        "load": "Loading the model",
+        "compress": f"Compressing {event.arm}",
+        "sample": f"Sampling {event.arm}",
+        "measure": "Measuring",
+    }.get(event.stage, event.stage)
+    unit = {"compress": "layer", "sample": "step"}.get(event.stage)
+    parts = [f"{unit} {event.done} of {event.total}"] if unit and event.total else []
+    parts += [event.text] if event.text and unit != "step" else []
+    if event.seconds_left is not None and event.seconds_left >= 1:
+        parts.append(f"about {seconds(event.seconds_left)} left")
+    return head, " · ".join(parts)
