@@ -1,0 +1,43 @@
+# make demo: install and open the workbench.  make test: install and test.  Both may be run again at any time.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+CHROMIUM ?= /usr/bin/chromium
+APP ?=
+
+.PHONY: demo test test-all lint chromium clean
+
+demo: $(VENV)/.runtime
+	$(BIN)/python app.py $(APP)
+
+test: $(VENV)/.dev chromium
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(VENV)/.dev chromium
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+$(VENV)/.runtime: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "SDVQ needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+chromium:
+	@test -x $(CHROMIUM) || command -v chromium >/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
+		else \
+			echo "The browser tests need Chromium: install it (Debian: sudo apt-get install chromium) or set CHROMIUM=path."; \
+			exit 1; \
+		fi; }
+
+clean:
+	rm -rf $(VENV) build out
