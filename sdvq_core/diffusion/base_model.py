@@ -27,6 +27,7 @@ __all__ = ["BaseModel", "fingerprint", "load_base", "pick_device", "unet_config"
 
 DEVICES = ("auto", "cpu", "cuda")
 LATENT_FACTOR = 8
+LOAD_ERRORS = (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ def load_base(source: Source, device: str = "auto", data: Path | None = None) ->
     try:
         with quiet():
             pipe = _from_folder(folder, dtype) if folder else _from_file(source, dtype)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except LOAD_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{source.name} cannot be loaded ({reason}); fetch it again, or use nano") from error
     _prepare(pipe, where)

@@ -58,7 +58,7 @@ def check_pipeline(folder: Path) -> None:
     if name not in PIPELINE_CLASSES:
         raise ModelError(f"{folder} is a {name}; SDVQ reads SDXL-family pipelines ({' or '.join(PIPELINE_CLASSES)})")
     for part in WEIGHTED:
-        if not (index.get(part) or [None])[0]:
+        if not isinstance(index.get(part), list) or not any(index[part]):
             raise ModelError(f"{folder} has no {part}; SDVQ reads SDXL base pipelines, not refiners or parts of one")
         weight_files(folder / part)
     check_unet_config(read_json(folder / "unet" / "config.json"), str(folder))
@@ -66,15 +66,17 @@ def check_pipeline(folder: Path) -> None:
 
 def check_unet_config(config: Mapping[str, Any], where: str) -> None:
     """Raise ModelError unless the UNet takes and returns what SDXL's does."""
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
         raise ModelError(f"the UNet in {where} is quantized already ({method}); pass the original model")
     plain = not config.get("time_cond_proj_dim") and not config.get("encoder_hid_dim_type")
     same = config.get("in_channels", 4) == config.get("out_channels", 4)
-    if config.get("addition_embed_type") != "text_time" or not plain or not same:
+    sized = isinstance(config.get("block_out_channels"), list)
+    if config.get("addition_embed_type") != "text_time" or not (plain and same and sized):
         raise ModelError(
             f"the UNet in {where} is not SDXL's: SDVQ reads UNet2DConditionModel with addition_embed_type 'text_time', "
-            "equal in_channels and out_channels and no time_cond_proj_dim or encoder_hid_dim_type"
+            "block_out_channels, equal in_channels and out_channels, no time_cond_proj_dim or encoder_hid_dim_type"
         )
 
 
@@ -100,7 +102,7 @@ def refusal(path: Path) -> str:
 
 def nano_sized(config: Mapping[str, Any]) -> bool:
     """Whether a UNet of this config is small enough for a CPU: SDXL and its distillations are 1280 wide."""
-    widest = max(int(width) for width in config.get("block_out_channels", (320, 640, 1280)))
+    widest = max(int(width) for width in config["block_out_channels"])
     return widest < 640
 
 

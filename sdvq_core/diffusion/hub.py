@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
-from diffusers import DiffusionPipeline
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from sdvq_core.diffusion.folders import check_pipeline
-from sdvq_core.diffusion.quiet import quiet
 from sdvq_core.diffusion.sources import Source, cached_folder
 from sdvq_core.errors import ModelError
 
@@ -44,8 +42,7 @@ def reachable() -> bool:
 
 def _download(repo: str) -> Path:
     try:
-        with quiet():
-            return Path(_fetch(repo))
+        return Path(_fetch(repo))
     except GatedRepoError:
         raise ModelError(f"{repo} asks for a licence: accept it on its Hub page and run `hf auth login`") from None
     except RepositoryNotFoundError:
@@ -56,7 +53,12 @@ def _download(repo: str) -> Path:
 
 
 def _fetch(repo: str) -> str:
-    try:
-        return str(DiffusionPipeline.download(repo, variant="fp16", use_safetensors=True))
-    except ValueError:  # no fp16 variant
-        return str(DiffusionPipeline.download(repo, use_safetensors=True))
+    from diffusers import DiffusionPipeline  # here, so that names are resolved without loading it
+
+    from sdvq_core.diffusion.quiet import quiet
+
+    with quiet():
+        try:
+            return str(DiffusionPipeline.download(repo, variant="fp16", use_safetensors=True))
+        except ValueError:  # no fp16 variant
+            return str(DiffusionPipeline.download(repo, use_safetensors=True))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from sdvq_core.diffusion.folders import (
     PICKLES,
@@ -59,10 +60,10 @@ def find_source(name: str) -> Source:
         return _nano()
     if name in PRESETS:
         return PRESETS[name]
-    path = Path(name).expanduser()
-    if name and path.is_dir():
+    path, is_folder, is_file = _look_up(name)
+    if is_folder:
         return _folder(name, path)
-    if path.is_file() or path.suffix in (*PICKLES, ".safetensors"):
+    if is_file or path.suffix in (*PICKLES, ".safetensors"):
         return _file(name, path)
     if HUB_ID.fullmatch(name):
         return Source(name, "hub", name, name, "sdxl", SDXL.steps, SDXL.guidance, SDXL.resolution)
@@ -78,12 +79,12 @@ def known_models() -> list[ModelInfo]:
 
 def cached_folder(repo: str) -> Path | None:
     """The pipeline folder of a Hub model in the local Hugging Face cache, where it is complete; else None."""
-    index = try_to_load_from_cache(repo, "model_index.json")
-    if not isinstance(index, str):
-        return None
     try:
+        index = try_to_load_from_cache(repo, "model_index.json")
+        if not isinstance(index, str):
+            return None
         check_pipeline(Path(index).parent)
-    except ModelError:
+    except (ModelError, HFValidationError):
         return None
     return Path(index).parent
 
@@ -92,6 +93,15 @@ def nano_folder() -> Path:
     """Where the bundled model is: $SDVQ_NANO, or assets/nano of this checkout."""
     chosen = os.environ.get("SDVQ_NANO")
     return Path(chosen) if chosen else Path(__file__).resolve().parents[2] / "assets" / "nano"
+
+
+def _look_up(name: str) -> tuple[Path, bool, bool]:
+    """(path, is a folder, is a file); the empty name is neither."""
+    try:
+        path = Path(name).expanduser()
+        return path, bool(name) and path.is_dir(), path.is_file()
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"{name[:100]!r} cannot be looked up ({error}); a model is {ACCEPTED}") from None
 
 
 def _nano() -> Source:

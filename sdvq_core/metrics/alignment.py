@@ -6,7 +6,8 @@ The same code runs the small judge that ships with SDVQ and a full-size CLIP fol
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from sdvq_core.errors import ConfigError, ModelError
 
@@ -41,7 +43,8 @@ class Aligner:
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder} has no config.json; pass a folder with a CLIPModel, such as assets/judge")
         try:
-            model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+            with _no_progress_bar():
+                model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             preprocessing = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -75,6 +78,18 @@ class Aligner:
         inputs = {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
         pooled = self.model.text_model(**inputs).pooler_output
         return torch.nn.functional.normalize(self.model.text_projection(pooled), dim=-1)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws none meanwhile."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def to_pixels(image: Image.Image, settings: Mapping[str, Any]) -> Tensor:
