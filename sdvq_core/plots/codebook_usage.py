@@ -23,7 +23,7 @@ def codebook_usage(detail: LayerDetail) -> go.Figure:
             line={"shape": "hvh", "width": 1.8, "color": _COLOURS[index % len(_COLOURS)]},
             hovertemplate="entry %{x} by rank: %{y:,} uses<extra></extra>",
         )
-    styled(figure, 320)
+    styled(figure, 340, margin_t=40, legend={"orientation": "v", "x": 1, "xanchor": "right", "y": 1, "yanchor": "top"})
     figure.update_xaxes(title="entry, by rank")
     figure.update_yaxes(title="times used", type="log", exponentformat="power", dtick=1)
     if not detail.usage:

@@ -22,7 +22,7 @@ def error_size(report: Report, other: Report | None = None) -> go.Figure:
     if other:
         marker = {"symbol": "diamond-open", "color": ARM_B, "size": 8, "line": {"width": 1.5}}
         figure.add_scatter(name=other.recipe, mode="markers", marker=marker, **_points(list(other.layers)))
-    styled(figure, 430, hovermode="closest")
+    styled(figure, 430, margin_t=84, hovermode="closest")
     figure.update_xaxes(type="log", title="bytes stored", exponentformat="SI")
     figure.update_yaxes(type="log", title="relative error of the weights", exponentformat="power")
     return figure

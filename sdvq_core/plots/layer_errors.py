@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from sdvq_core.naming import block_of, short_name
-from sdvq_core.plots.style import ARM_B, FAMILIES, GREY, GRID, family_of, positive, styled
+from sdvq_core.plots.style import ARM_B, FAMILIES, GREY, GRID, family_of, in_network_order, positive, styled
 from sdvq_core.records import LayerRecord, Report
 
 _HOVER = (
@@ -16,10 +16,11 @@ _HOVER = (
 
 def layer_errors(report: Report, other: Report | None = None) -> go.Figure:
     """Bars of `report`, markers of `other`; each point's customdata starts with the layer's name."""
-    place = {layer.name: index for index, layer in enumerate(report.layers)}
+    ordered = in_network_order(report.layers)
+    place = {layer.name: index for index, layer in enumerate(ordered)}
     figure = go.Figure()
     for family, colour in FAMILIES.items():
-        layers = [layer for layer in report.layers if family_of(layer) == family]
+        layers = [layer for layer in ordered if family_of(layer) == family]
         if layers:
             figure.add_bar(name=family, marker_color=colour, marker_line_width=0, width=0.86, **_points(layers, place))
     if other:
@@ -33,7 +34,7 @@ def layer_errors(report: Report, other: Report | None = None) -> go.Figure:
         figure.add_scatter(name=other.recipe, mode="markers", marker=marker, **_points(shared, place))
     styled(figure, 380, barmode="overlay", hovermode="closest")
     figure.update_yaxes(type="log", title="relative error of the weights", exponentformat="power")
-    _name_blocks(figure, report.layers)
+    _name_blocks(figure, ordered)
     return figure
 
 
@@ -46,7 +47,7 @@ def _points(layers: list[LayerRecord], place: dict[str, int]) -> dict[str, objec
     }
 
 
-def _name_blocks(figure: go.Figure, layers: tuple[LayerRecord, ...]) -> None:
+def _name_blocks(figure: go.Figure, layers: list[LayerRecord]) -> None:
     """Block names under the axis, a line where one ends."""
     blocks = [block_of(layer.name) for layer in layers]
     starts = [index for index in range(len(blocks)) if index == 0 or blocks[index] != blocks[index - 1]]
@@ -54,4 +55,11 @@ def _name_blocks(figure: go.Figure, layers: tuple[LayerRecord, ...]) -> None:
     for start in starts[1:]:
         figure.add_vline(x=start - 0.5, line_width=1, line_color=GRID)
     names = [blocks[start] for start in starts]
-    figure.update_xaxes(tickvals=centres, ticktext=names, showgrid=False, tickangle=0, tickfont_color=GREY)
+    figure.update_xaxes(
+        range=[-0.8, len(blocks) - 0.2],
+        tickvals=centres,
+        ticktext=names,
+        showgrid=False,
+        tickangle=0,
+        tickfont_color=GREY,
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
-from sdvq_core.naming import role_of
+from sdvq_core.naming import block_of, role_of
 from sdvq_core.records import LayerRecord
 
 GREY, GRID = "#888", "rgba(136,136,136,0.22)"
@@ -37,6 +38,12 @@ def family_of(layer: LayerRecord) -> str:
     return next((family for prefix, family in _PREFIXES if role.startswith(prefix)), "other")
 
 
+def in_network_order(layers: Sequence[LayerRecord]) -> list[LayerRecord]:
+    """`layers` as data flows through them; modules list the middle block last."""
+    stages = {"down": 1, "mid": 2, "up": 3, "conv_out": 4}
+    return sorted(layers, key=lambda layer: stages.get(block_of(layer.name).partition(" ")[0], 0))
+
+
 def positive(value: float) -> float | None:
     """A value that a logarithmic axis can show; exact layers (error 0) are left out."""
     return value if value > 0 else None
@@ -50,7 +57,7 @@ def styled(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GREY, "size": 12},
-        margin={"l": 8, "r": 8, "t": 84, "b": 8},
+        margin={"l": 8, "r": 8, "t": 64, "b": 8},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "title_text": ""},
         hoverlabel={"font_size": 12},
         bargap=0.15,

@@ -34,7 +34,7 @@ def weight_histogram(details: Sequence[LayerDetail]) -> go.Figure:
             hovertemplate="%{x:.4f}: %{y:,} weights<extra>%{fullData.name}</extra>",
         )
     _add_levels(figure, details[0], max([*first.original, *first.decoded, 1]))
-    styled(figure, 320, bargap=0)
+    styled(figure, 340, bargap=0, margin_t=84)
     figure.update_xaxes(title="weight")
     figure.update_yaxes(title="count")
     return figure

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 
 import gradio as gr
 
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 _FORMULAS = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]
 
 
-def draw_about(facts: Mapping[str, str]) -> None:
-    """The text of about.md beside the facts of this installation."""
+def draw_about(facts: Callable[[], Mapping[str, str]], opened: Callable[..., object]) -> None:
+    """The text of about.md beside the facts of this installation, which are asked when the tab is first `opened`."""
     text = (Path(__file__).parent / "about.md").read_text("utf-8")
     with gr.Row(elem_classes="about"):
         with gr.Column(scale=3, min_width=320):
             gr.Markdown(text, latex_delimiters=_FORMULAS, elem_classes="about-text")
         with gr.Column(scale=1, min_width=280):
-            gr.HTML(facts_html(facts, "This installation"), elem_id="installation", apply_default_css=False)
+            shown = gr.HTML("", elem_id="installation", apply_default_css=False)
+    opened(lambda: facts_html(facts(), "This installation"), None, shown, **QUIET)
 
 
 def facts_html(facts: Mapping[str, str], title: str) -> str:

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from PIL import Image
 
-from sdvq_core.jobs import ArmResult, CompareJob, Estimate, ModelInfo, Preview
+from sdvq_core.jobs import ArmResult, CompareJob, Estimate, Preview
 from sdvq_core.records import Ledger
 from sdvq_core.ui import wording
 
@@ -28,10 +28,9 @@ class Board:
         self,
         jobs: Sequence[CompareJob],
         estimates: Sequence[Estimate],
-        model: ModelInfo,
         serve: Callable[[Path], str],
     ) -> None:
-        self.jobs, self.model, self.serve = jobs, model, serve
+        self.jobs, self.serve = jobs, serve
         self.results: dict[str, ArmResult] = {}
         self.run = uuid4().hex[:8]
         self.rows = [[_waiting(item, job) for item in estimates] for job in jobs]

@@ -18,7 +18,7 @@ from sdvq_core.ui.controls import Form, draw_arms, draw_sampling
 from sdvq_core.ui.guard import friendly
 from sdvq_core.ui.links import Allowed, read_query
 from sdvq_core.ui.run import Run, model_named
-from sdvq_core.ui.settings import Settings, share_link
+from sdvq_core.ui.settings import REFERENCE, Settings, share_link
 from sdvq_core.ui.sizes import sizes_html, sizes_table
 from sdvq_core.ui.status_line import status, status_line
 
@@ -73,9 +73,9 @@ class CompareTab:
         return [gr.update(info=info.summary), slider_value(info.bit_widths, wanted), *self.form.visible(name)]
 
     def choose_model(self, name: str) -> list[Any]:
-        """[steps, guidance] that suit the model."""
+        """[steps, guidance] that suit the model, where that is known."""
         model = model_named(self.workbench, name)
-        return [model.steps, model.guidance]
+        return [model.steps, model.guidance] if model else [gr.skip(), gr.skip()]
 
     def restore(self, request: gr.Request) -> list[Any]:
         """The form as the page's address says; what it cannot say is left at its default."""
@@ -87,14 +87,18 @@ class CompareTab:
 
     def start_for(self, model: str) -> Settings:
         """The defaults, with the steps and guidance of the model that a link names."""
-        found = next((item for item in self.workbench.models() if item.name == model), None)
+        found = model_named(self.workbench, model)
         return replace(self.start, steps=found.steps, guidance=found.guidance) if found else self.start
 
     def _allowed(self) -> Allowed:
-        models = [model.name for model in self.workbench.models()]
         baselines = [word for _, word in self.form.widgets["baseline"].choices if word]
         recipes = [recipe.arm for recipe in self.workbench.recipes()]
-        return Allowed(models, baselines, recipes, lambda word: from_word(word, self.form.catalogue))
+        return Allowed(self._check_model, baselines, recipes, lambda word: from_word(word, self.form.catalogue))
+
+    def _check_model(self, name: str) -> None:
+        """A name from the menu, or any model whose size can be told."""
+        if model_named(self.workbench, name) is None:
+            self.workbench.estimate(name, REFERENCE)
 
     def _estimate(self, model: str, arm: str) -> Estimate | SdvqError:
         try:

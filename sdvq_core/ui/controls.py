@@ -97,7 +97,9 @@ def draw_arms(
     names = [(item.label, item.name) for item in catalogue]
     found: dict[str, Any] = {}
     at_hand = [(_model_label(model), model.name) for model in models]
-    found["model"] = gr.Dropdown(at_hand, value=start.model, label="Model", interactive=True)
+    found["model"] = gr.Dropdown(
+        at_hand, value=start.model, label="Model", interactive=True, allow_custom_value=True, elem_id="model"
+    )
     found["baseline"] = gr.Dropdown(baselines, value=start.baseline, label="Scalar baseline", interactive=True)
     found["quantizer"] = gr.Dropdown(names, value=arm.quantizer, label="Quantizer", interactive=True, info=info.summary)
     found["bits"] = bit_slider(info.bit_widths, arm.bits)

@@ -103,7 +103,7 @@ def _facts(detail: LayerDetail, record: LayerRecord | None) -> dict[str, str]:
         facts = {
             "shape": wording.shape(record.shape),
             "bits per weight": f"{record.bits_per_weight:.3f}",
-            "size": wording.size(record.nbytes),
+            "bytes": f"{record.nbytes:,}",
             "relative error": f"{record.relative_mse:.3g}",
         }
         if record.relative_output_mse is not None:

@@ -100,15 +100,20 @@ def draw_layers(workbench: Any, last: Any) -> LayersTab:
             parts["layer"] = gr.Dropdown([], label="Layer in detail", interactive=True, elem_id="layer-menu")
         parts["bars"] = gr.Plot(label="Error per layer, in network order. Click a bar for its layer.", elem_id="bars")
         with gr.Row(elem_classes="detail-row"):
-            parts["facts"] = gr.HTML("", elem_id="layer-facts", min_width=260, apply_default_css=False)
-            parts["histogram"] = gr.Plot(label="Weights of the layer", elem_id="histogram", min_width=300)
-            parts["usage"] = gr.Plot(label="Use of the codebooks", elem_id="usage", min_width=300)
+            with gr.Column(min_width=280):
+                parts["facts"] = gr.HTML("", elem_id="layer-facts", apply_default_css=False)
+            with gr.Column(min_width=300):
+                parts["histogram"] = gr.Plot(label="Weights of the layer", elem_id="histogram")
+            with gr.Column(min_width=300):
+                parts["usage"] = gr.Plot(label="Use of the codebooks", elem_id="usage")
         with gr.Row(elem_classes="plot-row"):
-            parts["heat"] = gr.Plot(label="Mean error by block and role", elem_id="heat", min_width=320)
-            parts["scatter"] = gr.Plot(label="Error against size", elem_id="scatter", min_width=320)
+            with gr.Column(min_width=320):
+                parts["heat"] = gr.Plot(label="Mean error by block and role", elem_id="heat")
+            with gr.Column(min_width=320):
+                parts["scatter"] = gr.Plot(label="Error against size", elem_id="scatter")
         parts["table"] = gr.Dataframe(
-            headers=list(COLUMNS), datatype=list(COLUMNS.values()), interactive=False, show_search="search", max_height=420,
-            label="Every layer. Click a heading to sort, a row for its detail.", elem_id="layer-table",
+            headers=list(COLUMNS), datatype=list(COLUMNS.values()), interactive=False, show_search="search",
+            max_height=420, label="Every layer. Click a heading to sort, a row for its detail.", elem_id="layer-table",
         )  # fmt: skip
         parts["csv"] = gr.DownloadButton("Download table (CSV)", size="sm", elem_id="csv", interactive=False)
     parts["clicks"] = plot_click(("bars", "scatter"))

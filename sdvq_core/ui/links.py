@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from sdvq_core.errors import ConfigError
+from sdvq_core.errors import ConfigError, SdvqError
 from sdvq_core.jobs import MAX_ARMS, Sampling
 from sdvq_core.ui.settings import MAX_MORE, MAX_PROMPT, Settings, split_arms
 
@@ -14,9 +14,9 @@ IGNORED = ("__theme", "__sign", "logs", "view", "__lang")  # the page's host and
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a link may name; `check_arm` raises ConfigError on a word that the form cannot show."""
+    """What a link may name; the checks raise SdvqError on what is not there or does not fit the form."""
 
-    models: Collection[str]
+    check_model: Callable[[str], object]
     baselines: Collection[str]
     recipes: Collection[str]
     check_arm: Callable[[str], object]
@@ -30,7 +30,7 @@ def read_query(query: Mapping[str, str], defaults: Settings, allowed: Allowed) -
             continue
         try:
             settings = _READERS[name](settings, text, allowed)
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, SdvqError):
             ignored.append(name)
     return settings, ignored
 
@@ -61,6 +61,11 @@ def _read_prompt(settings: Settings, text: str, allowed: Allowed) -> Settings:
     return replace(settings, prompt=text)
 
 
+def _read_model(settings: Settings, text: str, allowed: Allowed) -> Settings:
+    allowed.check_model(text)
+    return replace(settings, model=text)
+
+
 def _read_arm(settings: Settings, text: str, allowed: Allowed) -> Settings:
     allowed.check_arm(text)
     return replace(settings, arm=text)
@@ -79,7 +84,7 @@ def _read_grid(settings: Settings, text: str, allowed: Allowed) -> Settings:
 
 
 _READERS: Mapping[str, Callable[[Settings, str, Allowed], Settings]] = {
-    "model": _read_choice("model", "models"),
+    "model": _read_model,
     "prompt": _read_prompt,
     "seed": _read_number("seed", int),
     "steps": _read_number("steps", int),

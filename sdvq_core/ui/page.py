@@ -28,8 +28,8 @@ def build(workbench: Any) -> Any:
                 compare = draw_compare(workbench)
             with gr.Tab("Layers", id="layers"):
                 draw_layers(workbench, compare.parts["last"])
-            with gr.Tab("About", id="about"):
-                draw_about(workbench.about())
+            with gr.Tab("About", id="about") as about:
+                draw_about(workbench.about, about.select)
         restored = page.load(friendly(compare.restore), None, compare.form.outputs, **QUIET)
         restored.then(**compare.parts["price"]).then(**compare.parts["absolute"])
         draw_api(workbench)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from sdvq_core.errors import ConfigError, SdvqError
+from sdvq_core.errors import SdvqError
 from sdvq_core.jobs import (
     ArmResult,
     CompareEvent,
@@ -59,7 +59,7 @@ class Run:
         """Every state worth drawing; the last one says how it ended. Closing it closes the work below."""
         jobs = self.settings.jobs
         estimates = [self.service.estimate(self.settings.model, arm) for arm in self.settings.arms]
-        self.board = Board(jobs, estimates, model_named(self.service, self.settings.model), self.serve)
+        self.board = Board(jobs, estimates, self.serve)
         self.state = status("busy", "Starting", done=None)
         yield self._frame()
         started = time.monotonic()
@@ -80,7 +80,7 @@ class Run:
             events = self.service.compare(job)
             try:
                 for event in events:
-                    at_once = self._take(row, event)
+                    at_once = self._take(row, job, event)
                     now = time.monotonic()
                     if at_once or now - drawn >= FRAME_SECONDS:
                         drawn = now
@@ -90,11 +90,11 @@ class Run:
                 if close:
                     close()
 
-    def _take(self, row: int, event: CompareEvent) -> bool:
+    def _take(self, row: int, job: CompareJob, event: CompareEvent) -> bool:
         """True if the page should be drawn now, however short the last frame stood."""
         match event:
             case Progress():
-                several = f" · seed {self.board.jobs[row].sampling.seed}" if len(self.board.jobs) > 1 else ""
+                several = f" · seed {job.sampling.seed}" if len(self.board.jobs) > 1 else ""
                 self.state = progress_status(event, several)
             case Preview():
                 self.board.preview(row, event)
@@ -104,7 +104,9 @@ class Run:
             case Notice():
                 self.warn(event.text)
             case CompareResult():
-                self.board.footer = f"{self.board.model.label} · {self.board.model.tier} tier · {event.device}"
+                model = model_named(self.service, job.model)
+                name = f"{model.label} · {model.tier} tier" if model else job.model
+                self.board.footer = f"{name} · {event.device}"
                 return True
         return False
 
@@ -112,9 +114,6 @@ class Run:
         return Frame(self.board.value(), self.state, True)
 
 
-def model_named(service: Service, name: str) -> ModelInfo:
-    found = next((model for model in service.models() if model.name == name), None)
-    if found is None:
-        names = ", ".join(model.name for model in service.models())
-        raise ConfigError(f"unknown model {name!r}; choose one of {names}")
-    return found
+def model_named(service: Service, name: str) -> ModelInfo | None:
+    """What is known of a model in the menu; None for one named by path or Hub id."""
+    return next((model for model in service.models() if model.name == name), None)

@@ -139,7 +139,8 @@ class FakeWorkbench:
         report = None if arm == "fp16" else self._report(arm)
         return ArmResult(
             arm, self._label(arm), picture, path, 2.34, self._ledger(arm), scores, report,
-            cached=not fresh and report is not None, compress_seconds=None if report is None else 11.2 if fresh else 0.0,
+            cached=not fresh and report is not None,
+            compress_seconds=None if report is None else 11.2 if fresh else 0.0,
         )  # fmt: skip
 
     def _picture(self, arm: str, seed: int) -> Image.Image:

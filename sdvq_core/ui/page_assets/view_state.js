@@ -3,7 +3,7 @@ const root = element.querySelector('.cv');
 const find = (selector, from = root) => from.querySelector(selector);
 const all = (selector, from = root) => [...from.querySelectorAll(selector)];
 const stage = find('.cv-stage'), pair = find('.cv-pair'), big = find('.cv-big'), canvas = find('canvas');
-const GAP = 14, MIN_COLUMN = 138, TALLEST = 640, MOST_ZOOM = 64;
+const GAP = 14, MIN_COLUMN = 138, TALLEST = 512, MOST_ZOOM = 64;
 
 let board = {run: '', rows: [], footer: ''};
 let mode = 'side', row = 0, sides = {a: 0, b: 1}, split = 0.5, flipped = false, solo = -1, holding = false;

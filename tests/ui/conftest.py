@@ -1,0 +1,61 @@
+"""The page on a fake workbench, built once.
+
+Gradio opens an event loop per Blocks and never closes it, unless one is running: so the page is built inside a loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+
+def in_a_loop(make: Callable[[], Any]) -> Any:
+    async def run() -> Any:
+        return make()
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="session")
+def bench() -> Any:
+    from fake_workbench import FakeWorkbench
+
+    return FakeWorkbench()
+
+
+@pytest.fixture(scope="session")
+def page(bench: Any) -> Any:
+    from sdvq_core.ui import build
+
+    return in_a_loop(lambda: build(bench))
+
+
+@pytest.fixture(scope="session")
+def compare(bench: Any) -> Any:
+    """The Compare tab with its handlers."""
+    from sdvq_core.ui.compare_tab import draw_compare
+
+    return in_a_loop(lambda: _drawn(lambda: draw_compare(bench)))
+
+
+@pytest.fixture(scope="session")
+def layers(bench: Any) -> Any:
+    """The Layers tab with its handlers."""
+    import gradio as gr
+
+    from sdvq_core.ui.layers_tab import draw_layers
+
+    return in_a_loop(lambda: _drawn(lambda: draw_layers(bench, gr.State(None))))
+
+
+def _drawn(draw: Callable[[], Any]) -> Any:
+    import gradio as gr
+
+    with gr.Blocks(analytics_enabled=False):
+        return draw()
