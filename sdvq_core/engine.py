@@ -22,7 +22,7 @@ from sdvq_core.compress import LayerResult, compress
 from sdvq_core.diffusion.sources import Source, find_source
 from sdvq_core.errors import ModelError, SdvqError, StoreError
 from sdvq_core.jobs import Progress
-from sdvq_core.plan import CompressionPlan
+from sdvq_core.plan import CompressionPlan, Rule
 from sdvq_core.records import BaseInfo, Ledger
 from sdvq_core.store import Artifact, LayerEntry, Manifest, ModelStore, blank_metadata, read_manifest, read_report
 from sdvq_core.store.artifact import digest, stored_tensors
@@ -61,7 +61,7 @@ class Engine:
 
     def plan(self, model: str, arm: Arm) -> CompressionPlan:
         """What `arm` does to the UNet of `model`, from shapes alone."""
-        return CompressionPlan.resolve(_skeleton(find_source(model)), arm.rules)
+        return _plan(find_source(model), arm.rules)
 
     def ledger(self, model: str, arm: Arm) -> Ledger:
         """Size of `arm` before it is made; exact. For `fp16`, of the model with every tensor in 16 bits."""
@@ -196,6 +196,11 @@ def _artifact(base: BaseModel, plan: CompressionPlan, arm: Arm, results: list[La
 def _config(unet: Any) -> dict[str, Any]:
     private = ("_name_or_path", "_use_default_values", "_pre_quantization_dtype", "quantization_config")
     return {name: value for name, value in dict(unet.config).items() if name not in private}
+
+
+@lru_cache(maxsize=64)
+def _plan(source: Source, rules: tuple[Rule, ...]) -> CompressionPlan:
+    return CompressionPlan.resolve(_skeleton(source), rules)
 
 
 @lru_cache(maxsize=4)

@@ -203,8 +203,8 @@ class Workbench:
 
     def _compressed(self, model: str, arm: Arm) -> Iterator[Progress | Path]:
         """`Engine.compress`, and once more if the cached artifact turns out to be damaged."""
+        yield from self.engine.compress(model, arm)
         try:
-            yield from self.engine.compress(model, arm)
             self.engine.unet(model, arm)
         except StoreError:
             if not self.engine.discard(model, arm):

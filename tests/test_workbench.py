@@ -1,0 +1,166 @@
+"""The service: events in order, caches that hit, cancels that stop, mistakes that cost nothing."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sdvq_core import Workbench, load_artifact
+from sdvq_core.errors import ConfigError, SdvqError, StoreError
+from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, EvaluateJob, EvaluateResult, Preview, Progress, Sampling
+from sdvq_core.records import Report
+
+SAMPLING = Sampling("a frog on a blue background", seed=3, steps=3, guidance=3.0)
+ARMS = ("fp16", "rtn:bits=4", "rvq:bits=2,beam=2")
+
+
+@pytest.fixture
+def workbench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path / "data", "cpu")
+
+
+@pytest.fixture
+def model(tiny_pipeline_folder: Path) -> str:
+    return str(tiny_pipeline_folder)
+
+
+def _compare(workbench: Workbench, model: str, arms: tuple[str, ...] = ARMS, sampling: Sampling = SAMPLING):
+    events = list(workbench.compare(CompareJob(model, arms, sampling)))
+    return events, [event for event in events if isinstance(event, ArmResult)]
+
+
+def test_compare_yields_progress_previews_and_one_result_per_arm(workbench, model):
+    events, arms = _compare(workbench, model)
+    assert [arm.arm for arm in arms] == list(ARMS)
+    assert isinstance(events[-1], CompareResult)
+    assert events[-1].arms == tuple(arms)
+    assert {event.stage for event in events if isinstance(event, Progress)} == {"load", "compress", "sample"}
+    assert any(isinstance(event, Preview) for event in events)
+
+
+def test_the_reference_is_itself_and_more_bits_are_nearer(workbench, model):
+    _, (fp16, rtn, rvq) = _compare(workbench, model)
+    assert fp16.scores.latent_mse == 0
+    assert math.isinf(fp16.scores.psnr)
+    assert fp16.to_json()["psnr"] is None
+    assert 0 < rtn.scores.latent_mse < rvq.scores.latent_mse
+
+
+def test_second_comparison_comes_from_the_cache_with_the_same_pixels(workbench, model, tmp_path):
+    _, first = _compare(workbench, model)
+    fresh = Workbench(tmp_path / "data", "cpu")  # another process, same folder
+    events, second = _compare(fresh, model)
+    assert not [event for event in events if isinstance(event, Progress) and event.stage == "compress"]
+    assert [arm.path.read_bytes() for arm in first] == [arm.path.read_bytes() for arm in second]
+    assert [arm.cached for arm in second] == [False, True, True]
+
+
+def test_ledger_before_and_after_agree_to_the_byte(workbench, model):
+    before = [workbench.estimate(model, arm).ledger for arm in ARMS]
+    _, arms = _compare(workbench, model)
+    assert before == [arm.ledger for arm in arms]
+    for arm in arms[1:]:
+        file = Path(arm.report.artifact) / "diffusion_pytorch_model.safetensors"
+        assert file.stat().st_size == arm.ledger.file_bytes
+
+
+def test_the_artifact_draws_the_same_image_as_the_arm(workbench, model, tmp_path):
+    report = [event for event in workbench.compress(model, ARMS[2], tmp_path / "out") if isinstance(event, Report)][0]
+    assert load_artifact(report.artifact).config.in_channels
+    _, (_, arm, artifact) = _compare(workbench, model, ("fp16", ARMS[2], report.artifact))
+    assert arm.image.tobytes() == artifact.image.tobytes()
+
+
+def test_png_files_carry_their_receipt_and_are_lossless(workbench, model):
+    _, arms = _compare(workbench, model, ("fp16",))
+    with Image.open(arms[0].path) as image:
+        assert image.text["prompt"] == SAMPLING.prompt
+        assert image.text["arm"] == "fp16"
+        assert image.tobytes() == arms[0].image.tobytes()
+
+
+@pytest.mark.parametrize(("stage", "finished"), [("sample", 0), ("compress", 1)])
+def test_closing_the_generator_stops_the_work_and_leaves_nothing_half_made(workbench, model, stage, finished, tmp_path):
+    events = workbench.compare(CompareJob(model, ARMS, SAMPLING))
+    for event in events:
+        if isinstance(event, Progress) and event.stage == stage and event.done:
+            break
+    events.close()
+    assert len(list((tmp_path / "data").glob("images/*"))) == finished  # fp16 comes before the first compression
+    assert not list((tmp_path / "data").glob("artifacts/*"))
+    assert not list((tmp_path / "data").rglob(".*.tmp"))
+
+
+def test_a_damaged_cache_entry_is_made_again(workbench, model, tmp_path):
+    _, first = _compare(workbench, model)
+    file = Path(first[1].report.artifact) / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    _, second = _compare(Workbench(tmp_path / "data", "cpu"), model)
+    assert second[1].path.read_bytes() == first[1].path.read_bytes()
+
+
+def test_report_is_none_until_the_arm_is_made(workbench, model):
+    assert workbench.report(model, "rtn") is None
+    assert workbench.report(model, "fp16") is None
+    list(workbench.compress(model, "rtn"))
+    assert workbench.report(model, "rtn").layers == workbench.report(model, "rtn:bits=4").layers
+
+
+def test_layer_detail_counts_every_weight(workbench, model):
+    list(workbench.compress(model, ARMS[2]))
+    layer = workbench.report(model, ARMS[2]).layers[0]
+    detail = workbench.layer_detail(model, ARMS[2], layer.name)
+    assert sum(detail.histogram.original) == sum(detail.histogram.decoded) == math.prod(layer.shape)
+    assert len(detail.usage) == 2
+    assert all(1 <= value <= 256 for value in detail.perplexity)
+    with pytest.raises(ConfigError, match="no compressed layer"):
+        workbench.layer_detail(model, ARMS[2], "conv_in")
+
+
+@pytest.mark.parametrize("arm", ["rtn:bits=9", "rvq:bits=2.9", "nope", "@nope", "nf4:bits=3", "rtn:blub=1", "a/b"])
+def test_a_wrong_arm_is_refused_before_any_work(workbench, model, arm):
+    with pytest.raises(SdvqError):
+        list(workbench.compare(CompareJob(model, ("fp16", arm), SAMPLING)))
+
+
+def test_an_artifact_of_another_model_is_refused(workbench, model, tmp_path):
+    report = [event for event in workbench.compress(model, "rtn", tmp_path / "out") if isinstance(event, Report)][0]
+    config = Path(report.artifact) / "config.json"
+    config.write_text(config.read_text().replace(report.base.fingerprint, "0" * 16))
+    with pytest.raises(StoreError, match="was made from"):
+        _compare(workbench, model, ("fp16", report.artifact))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"steps": 0}, {"steps": 151}, {"seed": -1}, {"guidance": math.nan}, {"steps": True}, {"seed": 1.5}]
+)
+def test_sampling_refuses_what_widgets_let_through(settings):
+    with pytest.raises(ConfigError, match="must be"):
+        Sampling(**{"prompt": "", **settings})
+
+
+def test_evaluate_summarises_every_arm(workbench, model):
+    prompts = ("a", "b", "c")
+    events = list(workbench.evaluate(EvaluateJob(model, ARMS, prompts, SAMPLING)))
+    result = events[-1]
+    assert isinstance(result, EvaluateResult)
+    fp16, rtn, rvq = result.arms
+    assert fp16.fork_rate == 0
+    assert fp16.measures["psnr"] is None
+    assert rtn.measures["psnr"].mean > rvq.measures["psnr"].mean
+    assert rtn.measures["latent_mse"].low <= rtn.measures["latent_mse"].mean <= rtn.measures["latent_mse"].high
+    assert result.noise_floor.measures["latent_mse"].mean > rvq.measures["latent_mse"].mean
+    assert result.noise_floor.fork_rate == 1
+
+
+def test_evaluate_writes_its_three_files(workbench, model, tmp_path):
+    from sdvq_core.evaluation import write_report
+
+    result = list(workbench.evaluate(EvaluateJob(model, ARMS[:2], ("a", "b"), SAMPLING)))[-1]
+    files = write_report(tmp_path / "out", result)
+    assert [file.name for file in files] == ["results.json", "results.csv", "results.md"]
+    assert len(files[1].read_text().splitlines()) == 4
+    assert "another seed" in files[2].read_text()
