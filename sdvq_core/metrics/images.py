@@ -41,7 +41,7 @@ def psnr(reference: Image.Image, image: Image.Image) -> float:
 
 def ssim(reference: Image.Image, image: Image.Image) -> float:
     """Structural similarity, 1 for identical images."""
-    first, second = (pixels.double() for pixels in _pair(reference, image))
+    first, second = _pair(reference, image)
     if min(first.shape[-2:]) < SSIM_WINDOW:
         raise ConfigError(f"ssim needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, got {reference.size}")
     m, n = _blur(first), _blur(second)  # [1, 3, H, W] each

@@ -53,7 +53,7 @@ def test_they_equal_torchmetrics(spread: float) -> None:
     first, second = tensor(ORIGINAL), tensor(other)
     assert psnr(ORIGINAL, other) == pytest.approx(float(peak_signal_noise_ratio(second, first, data_range=255.0)), 1e-6)
     reference = float(structural_similarity_index_measure(second, first, data_range=255.0))
-    assert ssim(ORIGINAL, other) == pytest.approx(reference, abs=1e-6)
+    assert ssim(ORIGINAL, other) == pytest.approx(reference, abs=5e-5)
 
 
 @pytest.mark.parametrize("measure", [psnr, ssim])
