@@ -1,6 +1,10 @@
 """`python -m sdvq_core`."""
 
-from sdvq_core.cli import main
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin make a busy machine crawl
+
+from sdvq_core.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

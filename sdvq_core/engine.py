@@ -56,7 +56,7 @@ class Engine:
         if self._base is None or self._base.source != source:
             self._base = None
             self._unets.clear()
-            self._base = load_base(source, self.device)
+            self._base = load_base(source, self.device, self.data)
         return self._base
 
     def plan(self, model: str, arm: Arm) -> CompressionPlan:
@@ -119,7 +119,7 @@ class Engine:
 
         if self._base is not None and self._base.source == find_source(model):
             return self._base.fingerprint
-        return fingerprint(find_source(model))
+        return fingerprint(find_source(model), self.data)
 
     @property
     def device_name(self) -> str:
