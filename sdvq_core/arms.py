@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,17 +36,23 @@ def parse_arm(word: str) -> Arm:
     if word.startswith("@"):
         recipe = find_recipe(word[1:])
         return Arm(word, recipe.label, recipe.rules)
-    path = Path(word).expanduser()
+    names = [info.name for info in catalogue()]
+    if word.partition(":")[0].strip() in names:
+        quantizer = parse(word)
+        return Arm(word, f"{quantizer.name.upper()} {quantizer.nominal_bits:g}-bit", tuple(vqdm_rules(quantizer)))
+    path = _path(word)
     if is_artifact(path):
         return Arm(word, path.name, artifact=path)
-    if "/" in word or path.is_dir():
+    if word and ("/" in word or os.path.isdir(path)):
         raise ConfigError(f"{word} is not an SDVQ artifact; pass a folder made by `python -m sdvq_core compress`")
-    name = word.partition(":")[0]
-    if name not in {info.name for info in catalogue()}:
-        names = ", ".join(info.name for info in catalogue())
-        known = ", ".join(recipe.arm for recipe in recipes())
-        raise ConfigError(
-            f"unknown arm {word!r}; use fp16, a quantizer ({names}), a recipe ({known}) or an artifact folder"
-        )
-    quantizer = parse(word)
-    return Arm(word, f"{quantizer.name.upper()} {quantizer.nominal_bits:g}-bit", tuple(vqdm_rules(quantizer)))
+    known = ", ".join(recipe.arm for recipe in recipes())
+    raise ConfigError(
+        f"unknown arm {word!r}; use fp16, a quantizer ({', '.join(names)}), a recipe ({known}) or an artifact folder"
+    )
+
+
+def _path(word: str) -> Path:
+    try:
+        return Path(word).expanduser()
+    except RuntimeError:  # ~ of a user that does not exist
+        return Path(word)

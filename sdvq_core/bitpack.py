@@ -12,7 +12,7 @@ from torch import Tensor
 from sdvq_core.errors import ConfigError
 
 MAX_WIDTH = 16
-_BLOCK = 1 << 20  # codes per pass, a multiple of 8: bounds the memory of the bit matrix at 16 MiB
+_BLOCK = 1 << 18  # codes per pass, a multiple of 8: its [n, width] int32 matrix takes at most 16 MiB
 
 
 def packed_nbytes(count: int, width: int) -> int:
@@ -27,7 +27,7 @@ def pack(codes: Tensor, width: int) -> Tensor:
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >> width):
         raise ConfigError(f"codes must lie in 0..{2**width - 1} for a width of {width} bits")
     if width == 8:
-        return codes.to(torch.uint8)
+        return codes.to(torch.uint8, copy=True)
     blocks = [_pack_block(block, width) for block in codes.to(torch.int32).split(_BLOCK)]
     return torch.cat(blocks) if blocks else torch.empty(0, dtype=torch.uint8)
 

@@ -49,8 +49,8 @@ def from_rows(rows: Tensor, shape: Sequence[int]) -> Tensor:
 
 def to_groups(weight: Tensor, d: int) -> Tensor:
     """weight [O, I] or [O, I, kh, kw] -> groups [O, G, d]."""
-    out, channels = weight.shape[:2]
-    tapped = to_rows(weight).reshape(out, -1, channels)  # [O, T, I]
+    rows, (out, channels) = to_rows(weight), weight.shape[:2]
+    tapped = rows.reshape(out, -1, channels)  # [O, T, I]
     padded = torch.nn.functional.pad(tapped, (0, -channels % d))
     return padded.reshape(out, -1, d)  # [O, G, d]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CHUNK_NBYTES = 32 << 20  # of one block of the [N, K] distance matrix
+CHUNK_NBYTES = 4 << 20  # of one block of the [N, K] distance matrix: stays near the cache, and off mmap
 
 
 def chunks(count: int, row_nbytes: int, budget: int = CHUNK_NBYTES) -> Iterator[slice]:

@@ -81,13 +81,15 @@ def _rule(item: Any, owner: str) -> Rule:
 def _quantizer(value: Any) -> Quantizer | None:
     if value is None:
         return None
+    if not isinstance(value, str | Mapping):
+        raise ConfigError(f"a quantizer is a word such as rvq:bits=3, a mapping or null, got {value!r}")
     return parse(value) if isinstance(value, str) else make(value)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path.name} cannot be read as YAML ({error})") from None
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path.name} must be a mapping of names to values")

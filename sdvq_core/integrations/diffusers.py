@@ -61,7 +61,7 @@ class SdvqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
         for name, entry in self.quantization_config.manifest.layers.items():
-            swap_spec(model, name, entry.format, entry.meta)
+            swap_spec(model, name, entry.format, entry.meta, entry.shape)
         model.config["quantization_config"] = self.quantization_config  # type: ignore[index,operator]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:

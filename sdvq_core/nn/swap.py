@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdvq_core.errors import LayerError
 from sdvq_core.ledger import SHARED_PREFIX
@@ -13,8 +13,8 @@ from sdvq_core.nn.layers import LAYERS, QuantizedLayer, SharedCodebooks
 from sdvq_core.qtensor import Meta, QuantizedTensor
 
 
-def swap_spec(model: nn.Module, name: str, form: str, meta: Meta) -> QuantizedLayer:
-    """Replace layer `name` by an empty quantized one (arrays on the meta device), which is returned."""
+def swap_spec(model: nn.Module, name: str, form: str, meta: Meta, shape: Sequence[int]) -> QuantizedLayer:
+    """Replace layer `name`, of a weight of `shape`, by an empty quantized one (arrays on the meta device)."""
     try:
         original = model.get_submodule(name)
     except AttributeError:
@@ -22,6 +22,12 @@ def swap_spec(model: nn.Module, name: str, form: str, meta: Meta) -> QuantizedLa
     layer_type = next((layer for layer in LAYERS if isinstance(original, layer.replaces)), None)
     if layer_type is None:
         raise LayerError(name, f"is a {type(original).__name__}; only Linear and Conv2d can be compressed")
+    weight = original.weight
+    assert isinstance(weight, Tensor)
+    if tuple(weight.shape) != tuple(shape):
+        raise LayerError(name, f"has the shape {list(weight.shape)}, the compressed weight {list(shape)}")
+    if getattr(original, "padding_mode", "zeros") != "zeros":
+        raise LayerError(name, f"pads with {original.padding_mode!r}; only padding with zeros is supported")
     layer = layer_type(original, form, meta, shared_codebooks(model))
     layer.training = original.training
     for spec in layer.specs.values():
@@ -34,9 +40,7 @@ def swap_spec(model: nn.Module, name: str, form: str, meta: Meta) -> QuantizedLa
 
 def swap_layer(model: nn.Module, name: str, weight: QuantizedTensor) -> QuantizedLayer:
     """Replace layer `name` by a quantized one that holds `weight`."""
-    layer = swap_spec(model, name, weight.format, weight.meta)
-    if layer.shape != weight.shape:
-        raise LayerError(name, f"has the shape {list(layer.shape)}, the compressed weight {list(weight.shape)}")
+    layer = swap_spec(model, name, weight.format, weight.meta, weight.shape)
     layer.fill(weight.tensors)
     return layer
 

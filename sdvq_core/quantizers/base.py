@@ -71,6 +71,9 @@ class Knob:
         return kind if self.low is None else f"{kind} from {self.low:g} to {self.high:g}"
 
 
+_BITS = Knob("bits", "Bits", 3.0, (), 0.5, 16.0)  # what `make` takes for every method
+
+
 def knob(
     default: Value, label: str, choices: Sequence[Value] = (), low: float | None = None, high: float | None = None
 ) -> Any:
@@ -194,13 +197,14 @@ def make(spec: Mapping[str, Value]) -> Quantizer:
     if name not in _REGISTRY:
         raise ConfigError(f"unknown quantizer {name!r}; choose one of {', '.join(sorted(_REGISTRY))}")
     cls = _REGISTRY[name]
-    names = [item.name for item in cls.knobs()]
-    if "bits" in settings and "bits" not in names:
-        bits = Knob("bits", "Bits", 3.0, (), 0.5, 16.0).check(name, settings.pop("bits"))
-        settings = {**settings, **cls.from_bits(float(bits), settings)}
-    unknown = sorted(set(settings) - set(names))
+    knobs = {item.name: item for item in cls.knobs()}
+    allowed = {"bits": _BITS, **knobs}
+    unknown = sorted(map(str, set(settings) - set(allowed)))
     if unknown:
-        raise ConfigError(f"{name} has no knob {unknown[0]!r}; it has {', '.join(['bits', *names])}")
+        raise ConfigError(f"{name} has no knob {unknown[0]!r}; it has {', '.join(allowed)}")
+    settings = {key: allowed[key].check(name, value) for key, value in settings.items()}
+    if "bits" in settings and "bits" not in knobs:
+        settings |= cls.from_bits(float(settings.pop("bits")), settings)
     return cls(**settings)
 
 

@@ -25,6 +25,8 @@ from sdvq_core.records import LayerStats
 SHARE = ("auto", "layer", "model")
 _PRIVATE_BITS = 1 / 16  # `auto`: codebooks that cost more than this per weight are shared
 _TRAINING_POINTS = 256  # per centre
+_LEAST = 1e-6  # importance of an input that was never seen, relative to the mean
+_SMALLEST = 2.0**-24  # float16 above zero: the scale of a row that is zero, which so weighs next to nothing
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,20 @@ def _normalise(weight: Tensor, d: int, stats: LayerStats | None) -> tuple[Tensor
     groups = to_groups(weight.detach().float(), d)  # [O, G, d]
     count = groups.shape[1]
     scale = groups.flatten(1).square().mean(1, keepdim=True).sqrt()  # [O, 1]
-    scale = scale.half().float().masked_fill(scale.half() == 0, 1)
+    scale = scale.half().float().clamp_min(_SMALLEST)
     points = (groups / scale[..., None]).reshape(-1, d)  # [O * G, d]
     if stats is None:
         return points, scale.square().expand(-1, count).reshape(-1, 1), scale
-    columns = stats.column_weights.to(groups).reshape(1, -1)  # [1, T * I]
-    columns = to_groups(from_rows(columns, (1, *weight.shape[1:])), d)  # [1, G, d]
-    importance = scale.square()[..., None] * columns.clamp_min(1e-6 * columns.mean().item())  # [O, G, d]
+    columns = _relative(stats.column_weights.to(groups)).reshape(1, -1)  # [1, T * I]
+    columns = to_groups(from_rows(columns, (1, *weight.shape[1:])), d).clamp_min(_LEAST)  # [1, G, d]
+    importance = scale.square()[..., None] * columns  # [O, G, d]
     return points, importance.reshape(-1, d), scale
+
+
+def _relative(columns: Tensor) -> Tensor:
+    """Mean squares of the inputs over their mean; ones for a layer whose inputs were always zero."""
+    mean = columns.mean()
+    return columns / mean if mean > 0 else torch.ones_like(columns)
 
 
 def _sample(points: Tensor, importance: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

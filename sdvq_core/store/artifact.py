@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sdvq_core.errors import StoreError
+from sdvq_core.errors import ConfigError, StoreError
 from sdvq_core.ledger import SHARED_PREFIX, build_ledger
 from sdvq_core.qtensor import QuantizedTensor, TensorSpec, get_format
 from sdvq_core.records import LayerRecord, Report
@@ -69,8 +69,11 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return state.hexdigest()
 
 
-def write_artifact(folder: Path, artifact: Artifact) -> None:
-    """Write `artifact` to `folder`, replacing an older artifact there; any other non-empty folder is refused."""
+def write_artifact(folder: Path, artifact: Artifact, replace: bool = True) -> None:
+    """Write `artifact` to `folder`; any non-empty folder that is not an artifact is refused.
+
+    replace: whether an artifact that is there already makes way, or stays.
+    """
     folder = folder.absolute()
     if folder.exists() and not is_artifact(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise StoreError(f"{folder} exists and is not an SDVQ artifact; name a new or empty folder")
@@ -85,7 +88,9 @@ def write_artifact(folder: Path, artifact: Artifact) -> None:
         (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
         for name in (WEIGHTS_NAME, CONFIG_NAME):
             _flush(temporary / name)
-        _install(temporary, folder)
+        _flush(temporary)
+        _install(temporary, folder, replace)
+        _flush(folder.parent)
     except OSError as error:
         raise StoreError(f"the artifact cannot be written to {folder} ({error.strerror or error})") from None
     finally:
@@ -115,7 +120,7 @@ def read_report(folder: Path) -> Report:
         records, versions = parse_card((file.metadata() or {}).get(CARD_KEY, ""), manifest)
     specs: dict[str, TensorSpec] = {}
     for layer, entry in manifest.layers.items():
-        for name, spec in get_format(entry.format).spec(entry.shape, entry.meta).items():
+        for name, spec in _spec(layer, entry).items():
             specs[SHARED_PREFIX + spec.shared if spec.shared else f"{layer}.{name}"] = spec
     kept = {name: TensorSpec(shape, torch.float16, "kept") for name, shape in stored.items() if name not in specs}
     if not set(specs) <= set(stored):
@@ -126,13 +131,24 @@ def read_report(folder: Path) -> Report:
     return Report(str(folder), manifest.base, manifest.recipe, ledger, records, versions=versions)
 
 
+def _spec(layer: str, entry: LayerEntry) -> dict[str, TensorSpec]:
+    try:
+        return get_format(entry.format).spec(entry.shape, entry.meta)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise StoreError(f"the artifact's entry for {layer} makes no sense ({error!r}); compress it again") from None
+
+
 def _weight(layer: str, entry: LayerEntry, tensors: Mapping[str, Tensor]) -> QuantizedTensor:
-    spec = get_format(entry.format).spec(entry.shape, entry.meta)
+    spec = _spec(layer, entry)
     names = {name: SHARED_PREFIX + part.shared if part.shared else f"{layer}.{name}" for name, part in spec.items()}
     missing = [name for name in names.values() if name not in tensors]
     if missing:
         raise StoreError(f"the artifact lacks the tensor {missing[0]}")
-    return QuantizedTensor(entry.format, entry.shape, {key: tensors[name] for key, name in names.items()}, entry.meta)
+    stored = {key: tensors[name] for key, name in names.items()}
+    try:
+        return QuantizedTensor(entry.format, entry.shape, stored, entry.meta)
+    except ConfigError as error:
+        raise StoreError(f"the artifact's tensors and its entry for {layer} differ: {error}") from None
 
 
 def _open(folder: Path) -> Any:
@@ -147,12 +163,16 @@ def _open(folder: Path) -> Any:
 
 
 def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
+    """(tensors, report card); copies, because a mapped file that shrinks would end the process."""
     with _open(folder) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
         return tensors, (file.metadata() or {}).get(CARD_KEY, "")
 
 
 def _flush(path: Path) -> None:
+    """Force a file, or the entries of a folder (where the system can), to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -160,8 +180,8 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _install(temporary: Path, folder: Path) -> None:
-    """Rename into place; an older folder is moved aside first. Several writers may race: the last one wins."""
+def _install(temporary: Path, folder: Path, replace: bool) -> None:
+    """Rename into place. Several writers may race: with `replace` the last one wins, else the first."""
     while True:
         try:
             temporary.rename(folder)
@@ -169,9 +189,16 @@ def _install(temporary: Path, folder: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        aside = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.old"
-        try:
-            folder.rename(aside)
-        except FileNotFoundError:
-            continue
-        shutil.rmtree(aside, ignore_errors=True)
+        if not replace:
+            return
+        remove_folder(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove `folder` in one step for everybody who looks: it is moved aside, then deleted."""
+    aside = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.old"
+    try:
+        folder.rename(aside)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(aside, ignore_errors=True)

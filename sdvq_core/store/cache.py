@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from sdvq_core.errors import StoreError
-from sdvq_core.store.artifact import Artifact, write_artifact
+from sdvq_core.store.artifact import Artifact, remove_folder, write_artifact
 from sdvq_core.store.manifest import read_manifest
+
+_STALE_SECONDS = 24 * 3600
 
 
 class ModelStore:
@@ -31,16 +35,25 @@ class ModelStore:
         try:
             read_manifest(folder)
         except StoreError:
-            self.drop(key)
+            if folder.exists():  # else somebody removed it meanwhile
+                self.drop(key)
             return None
         return folder
 
     def put(self, key: str, artifact: Artifact) -> Path:
-        """Store an artifact, atomically."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        write_artifact(self.root / key, artifact)
+        """Store an artifact, atomically; when another process was faster, its entry stays."""
+        self.get(key)  # removes what cannot be read
+        self._sweep()
+        write_artifact(self.root / key, artifact, replace=False)
         return self.root / key
 
     def drop(self, key: str) -> None:
         """Remove an entry."""
-        shutil.rmtree(self.root / key, ignore_errors=True)
+        remove_folder(self.root / key)
+
+    def _sweep(self) -> None:
+        """Delete what writers that were killed left behind."""
+        for path in (*self.root.glob(".*.tmp"), *self.root.glob(".*.old")):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)

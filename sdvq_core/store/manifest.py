@@ -6,6 +6,7 @@ to be read. The card has a fixed room, so that the size of the file is known bef
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +35,10 @@ class LayerEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The `quantization_config` of an artifact. sha256: of the stored tensors (`artifact.digest`)."""
+    """The `quantization_config` of an artifact. sha256: of the stored tensors (`artifact.digest`).
+
+    The layer table, which decides what the stored codes mean, carries a digest of its own, `layers_sha256`.
+    """
 
     base: BaseInfo
     recipe: str
@@ -44,7 +48,8 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        return {"quant_method": QUANT_METHOD, **asdict(self)}
+        data = {"quant_method": QUANT_METHOD, **asdict(self)}
+        return {**data, "layers_sha256": _table_digest(data["layers"])}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
@@ -59,6 +64,8 @@ class Manifest:
                 f"the artifact has format version {version}, this program reads up to {FORMAT_VERSION}; update SDVQ"
             )
         try:
+            if data["layers_sha256"] != _table_digest(data["layers"]):
+                raise TypeError("its layer table does not match its SHA-256")
             layers = {
                 name: LayerEntry(str(item["format"]), tuple(item["shape"]), dict(item["meta"]))
                 for name, item in data["layers"].items()
@@ -69,6 +76,10 @@ class Manifest:
             raise StoreError(
                 f"the artifact's quantization_config is damaged ({error}); compress the model again"
             ) from None
+
+
+def _table_digest(layers: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(layers, sort_keys=True).encode()).hexdigest()
 
 
 def is_artifact(folder: Path) -> bool:
