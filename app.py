@@ -32,7 +32,10 @@ def main() -> None:
     try:
         page.launch(server_name=arguments.host, server_port=arguments.port, **launch_options())
     except OSError as error:
-        raise SystemExit(f"{error} Choose another with --port, or leave it out to take the first free one.") from error
+        port = arguments.port or os.environ.get("GRADIO_SERVER_PORT") or "7860 to 7959"
+        raise SystemExit(
+            f"port {port} cannot be opened ({error.strerror or 'it is in use'}); choose one with --port"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin make a busy machine crawl
 
-from sdvq_core.cli import main  # noqa: E402
+from sdvq_core.cli import main
 
 if __name__ == "__main__":
     main()

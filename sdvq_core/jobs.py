@@ -187,7 +187,8 @@ class LayerDetail:
     """One layer under the magnifier.
 
     levels: values that a weight can take (scalar formats), or the entries' components (vector formats), sampled, in
-    units of the weight. usage: per codebook, how often each entry is used, in descending order. perplexity: 2^entropy of it.
+    units of the weight. usage: per codebook, how often each entry is used, in descending order. perplexity: 2^entropy
+    of it.
     """
 
     arm: str

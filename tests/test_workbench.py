@@ -10,7 +10,16 @@ from PIL import Image
 
 from sdvq_core import Workbench, load_artifact
 from sdvq_core.errors import ConfigError, SdvqError, StoreError
-from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, EvaluateJob, EvaluateResult, Preview, Progress, Sampling
+from sdvq_core.jobs import (
+    ArmResult,
+    CompareJob,
+    CompareResult,
+    EvaluateJob,
+    EvaluateResult,
+    Preview,
+    Progress,
+    Sampling,
+)
 from sdvq_core.records import Report
 
 SAMPLING = Sampling("a frog on a blue background", seed=3, steps=3, guidance=3.0)
@@ -68,7 +77,7 @@ def test_ledger_before_and_after_agree_to_the_byte(workbench, model):
 
 
 def test_the_artifact_draws_the_same_image_as_the_arm(workbench, model, tmp_path):
-    report = [event for event in workbench.compress(model, ARMS[2], tmp_path / "out") if isinstance(event, Report)][0]
+    report = next(event for event in workbench.compress(model, ARMS[2], tmp_path / "out") if isinstance(event, Report))
     assert load_artifact(report.artifact).config.in_channels
     _, (_, arm, artifact) = _compare(workbench, model, ("fp16", ARMS[2], report.artifact))
     assert arm.image.tobytes() == artifact.image.tobytes()
@@ -127,7 +136,7 @@ def test_a_wrong_arm_is_refused_before_any_work(workbench, model, arm):
 
 
 def test_an_artifact_of_another_model_is_refused(workbench, model, tmp_path):
-    report = [event for event in workbench.compress(model, "rtn", tmp_path / "out") if isinstance(event, Report)][0]
+    report = next(event for event in workbench.compress(model, "rtn", tmp_path / "out") if isinstance(event, Report))
     config = Path(report.artifact) / "config.json"
     config.write_text(config.read_text().replace(report.base.fingerprint, "0" * 16))
     with pytest.raises(StoreError, match="was made from"):

@@ -9,18 +9,21 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from sdvq_core.errors import StoreError
+from sdvq_core.errors import LayerError, StoreError
 from sdvq_core.nn import set_mode, swap_layer
 from sdvq_core.store import Artifact, is_artifact, read_artifact
 
 
 def build_unet(artifact: Artifact, dtype: torch.dtype = torch.float32, mode: str = "resident") -> UNet2DConditionModel:
     """The UNet of `artifact`, on the CPU, in evaluation mode; what is kept is computed with in `dtype`."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(dict(artifact.unet_config))
-    for name, weight in artifact.weights.items():
-        swap_layer(unet, name, weight)
-    missing, unexpected = unet.load_state_dict(_cast(artifact.kept, dtype), strict=False, assign=True)
+    try:
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(dict(artifact.unet_config))
+        for name, weight in artifact.weights.items():
+            swap_layer(unet, name, weight)
+        missing, unexpected = unet.load_state_dict(_cast(artifact.kept, dtype), strict=False, assign=True)
+    except (LayerError, RuntimeError, ValueError, TypeError) as error:  # what a forged config can lead to
+        raise StoreError(f"the artifact does not fit its own config: {' '.join(str(error).split())}") from None
     absent = [name for name in missing if unet.state_dict()[name].is_meta]
     if absent or unexpected:
         raise StoreError(

@@ -125,6 +125,9 @@ def read_report(folder: Path) -> Report:
     kept = {name: TensorSpec(shape, torch.float16, "kept") for name, shape in stored.items() if name not in specs}
     if not set(specs) <= set(stored):
         raise StoreError(f"{folder} lacks tensors that its config lists, such as {min(set(specs) - set(stored))}")
+    odd = next((name for name, spec in specs.items() if spec.shape != stored[name]), None)
+    if odd is not None:
+        raise StoreError(f"{folder} stores {odd} as {list(stored[odd])}, its config says {list(specs[odd].shape)}")
     shapes = [entry.shape for entry in manifest.layers.values()]
     nbytes = (folder / WEIGHTS_NAME).stat().st_size
     ledger = build_ledger(shapes, {**kept, **specs}, nbytes, manifest.fallbacks)
@@ -134,7 +137,7 @@ def read_report(folder: Path) -> Report:
 def _spec(layer: str, entry: LayerEntry) -> dict[str, TensorSpec]:
     try:
         return get_format(entry.format).spec(entry.shape, entry.meta)
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise StoreError(f"the artifact's entry for {layer} makes no sense ({error!r}); compress it again") from None
 
 

@@ -66,6 +66,15 @@ class CompareTab:
         except SdvqError as error:
             return [sizes_html([error]), gr.skip()]
 
+    def at_hand(self, *values: Any) -> tuple[str, tuple[str, ...]] | None:
+        """(model, arms) of the form that are compressed already, so that their layers show before any comparison."""
+        try:
+            settings = self.form.read(values)
+            arms = [arm for arm in settings.arms if self.workbench.report(settings.model, arm)]
+        except SdvqError:
+            return None
+        return (settings.model, tuple(arms)) if arms else None
+
     def choose_quantizer(self, name: str, bits: Any) -> list[Any]:
         """[quantizer, bits, groups…] after another quantizer was chosen; keeps the bits where it offers them."""
         info = self.form.info(name)

@@ -31,7 +31,8 @@ def build(workbench: Any) -> Any:
             with gr.Tab("About", id="about") as about:
                 draw_about(workbench.about, about.select)
         restored = page.load(friendly(compare.restore), None, compare.form.outputs, **QUIET)
-        restored.then(**compare.parts["price"]).then(**compare.parts["absolute"])
+        priced = restored.then(**compare.parts["price"]).then(**compare.parts["absolute"])
+        priced.then(compare.at_hand, compare.form.inputs, compare.parts["last"], **QUIET)
         draw_api(workbench)
     return page.queue(max_size=24)
 

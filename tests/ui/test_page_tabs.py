@@ -124,6 +124,13 @@ def test_unlocked_seed_is_drawn_anew_and_shown(compare: Any, monkeypatch: pytest
     assert frames[-1][0]["rows"][0]["seed"] == 77
 
 
+def test_arms_in_the_cache_show_their_layers_at_once(compare: Any, bench: Any) -> None:
+    bench.made.clear()
+    assert compare.at_hand(*values(compare)) is None
+    bench.made.add("rvq:bits=3")
+    assert compare.at_hand(*values(compare)) == ("nano", ("rvq:bits=3",))
+
+
 def test_layers_are_hidden_until_there_are_some(layers: Any) -> None:
     hint, body, *_ = layers.fill(None)
     assert (hint["visible"], body["visible"]) == (True, False)

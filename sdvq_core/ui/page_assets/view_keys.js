@@ -84,6 +84,7 @@ function draw() {
     root.classList.remove('solo');
     sides = {a: 0, b: Math.min(cells().length - 1, 2)};
   }
+  root.dataset.run = board.run;
   find('.cv-bar').hidden = !some;
   find('.cv-empty').hidden = some;
   root.classList.toggle('several', board.rows.length > 1);
