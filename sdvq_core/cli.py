@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import click
 import typer
 
 from sdvq_core.errors import ConfigError, SdvqError, StoreError
@@ -23,6 +22,7 @@ from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, EvaluateJob, Ev
 from sdvq_core.records import Ledger, Report
 
 T = TypeVar("T")
+UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that typer uses, which may be its own
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -49,11 +49,11 @@ def main() -> None:
         code = app(standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
-    except click.ClickException as error:
+    except UsageError as error:
         _fail(error.format_message())
     except SdvqError as error:
         _fail(str(error))
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _say("stopped")
         sys.exit(130)
     except BrokenPipeError:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 CHUNK_NBYTES = 4 << 20  # of one block of the [N, K] distance matrix: stays near the cache, and off mmap
+_EARLY_POINTS = 1 << 17  # that the first iterations look at; centres need not be exact while they still move far
+_LATE_ITERATIONS = 4  # each looks at twice as many, the last at all
 
 
 def chunks(count: int, row_nbytes: int, budget: int = CHUNK_NBYTES) -> Iterator[slice]:
@@ -38,12 +40,17 @@ def nearest(points: Tensor, centres: Tensor, weights: Tensor | None = None) -> T
 def lloyd(
     points: Tensor, k: int, generator: torch.Generator, weights: Tensor | None = None, iterations: int = 12
 ) -> Tensor:
-    """points [N, d] -> centres [k, d]; starts are random points, an emptied centre moves to the worst point."""
+    """points [N, d] -> centres [k, d]; starts are random points, an emptied centre moves to the worst point.
+
+    Of very many points the early iterations use a random part.
+    """
     order = torch.randperm(len(points), generator=generator).to(points.device)
-    centres = points[order[torch.arange(k, device=points.device) % len(points)]].clone()
-    for _ in range(iterations):
-        found = nearest(points, centres, weights)
-        centres = _means(points, found, centres, weights)
+    points, weights = points[order], None if weights is None else weights[order]
+    centres = points[torch.arange(k, device=points.device) % len(points)].clone()
+    for left in reversed(range(iterations)):
+        count = len(points) if left == 0 else _EARLY_POINTS << max(0, _LATE_ITERATIONS - left)
+        part, mass = points[:count], None if weights is None else weights[:count]
+        centres = _means(part, nearest(part, centres, mass), centres, mass)
     return centres
 
 

@@ -44,8 +44,7 @@ HEAVY = {  # library -> rooms that may import it
     "transformers": {"diffusion", "metrics", "nano"},
     "torchmetrics": {"metrics"},
     "typer": {"cli"},
-    "click": {"cli"},
-    "safetensors": {"store", "diffusion", "nano"},
+    "safetensors": {"store", "diffusion", "metrics", "nano"},
     "huggingface_hub": {"diffusion", "engine", "metrics"},
 }
 
@@ -119,7 +118,7 @@ PACKAGES = sorted({path.parent for path in FILES if path.name == "__init__.py"})
 
 
 @pytest.mark.parametrize("folder", PACKAGES, ids=lambda folder: str(folder.relative_to(ROOT)))
-def test_all_is_sorted_and_complete(folder):
+def test_all_is_complete(folder):
     tree = ast.parse((folder / "__init__.py").read_text("utf-8"))
     listed = [
         ast.literal_eval(node.value)
@@ -138,7 +137,6 @@ def test_all_is_sorted_and_complete(folder):
         return
     names = listed[0]
     assert len(names) == len(set(names))
-    assert names == sorted(names)
     own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     own = {name for name in own if not name.startswith("_")}
     hidden = {"integrations"} if folder == CORE else set()
@@ -207,7 +205,7 @@ def test_every_import_is_a_listed_requirement():
         if line and not line.startswith("#")
     }
     distribution = {"PIL": "pillow", "yaml": "pyyaml"}
-    indirect = {"click", "httpx", "huggingface_hub", "tokenizers"}  # of typer, diffusers and transformers
+    indirect = {"httpx", "huggingface_hub", "tokenizers"}  # of diffusers and transformers
     for path in [path for path in FILES if room_of(path) != TRAINING]:
         for module, line in imports(path):
             top = module.split(".")[0]

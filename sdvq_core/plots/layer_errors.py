@@ -60,6 +60,6 @@ def _name_blocks(figure: go.Figure, layers: list[LayerRecord]) -> None:
         tickvals=centres,
         ticktext=names,
         showgrid=False,
-        tickangle=0,
+        tickmode="array",
         tickfont_color=GREY,
     )

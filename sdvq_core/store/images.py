@@ -6,6 +6,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def write_bytes(path: Path, data: bytes) -> Path:
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise StoreError(f"{path} cannot be written ({error.strerror or error})") from None
     return path

@@ -169,7 +169,8 @@ def _connect(tab: CompareTab) -> None:
         outputs, show_progress_on=[parts["status"]], trigger_mode="once", **QUIET, **GPU,
     )  # fmt: skip
     parts["go"].click(None, None, None, js=_TO_PICTURES, **QUIET)
-    parts["stop"].click(tab.stop, None, [parts["status"], parts["stop"]], cancels=[job], queue=False, **QUIET)
+    cancelled = parts["stop"].click(None, cancels=[job], queue=False, **QUIET)
+    cancelled.then(tab.stop, None, [parts["status"], parts["stop"]], queue=False, **QUIET)  # the job's word is not last
     groups = list(form.groups.values())
     widgets["quantizer"].input(
         friendly(tab.choose_quantizer), [widgets["quantizer"], widgets["bits"]],

@@ -55,6 +55,7 @@ def test_plots_are_dark_on_a_dark_page(shown: Watched) -> None:
 def test_click_on_a_bar_opens_its_layer(shown: Watched) -> None:
     page = shown.page
     before = layer_in_detail(page)
+    page.evaluate("scrollTo(0, 0)")
     box = page.locator("#bars .bars .point path").nth(5).bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 15)
     page.wait_for_selector("#bars .hovertext")
