@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import threading
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -28,7 +29,9 @@ def main() -> None:
     from sdvq_core.ui import build, launch_options
     from sdvq_core.workbench import Workbench
 
-    page = build(Workbench(arguments.data, arguments.device))
+    workbench = Workbench(arguments.data, arguments.device)
+    threading.Thread(target=workbench.warm_up, daemon=True).start()
+    page = build(workbench)
     try:
         page.launch(server_name=arguments.host, server_port=arguments.port, **launch_options())
     except OSError as error:

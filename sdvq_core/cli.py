@@ -164,7 +164,7 @@ def evaluate(
     prompts: Annotated[
         Path | None, typer.Option(help="Text file, one prompt per line; default: the model's own.")
     ] = None,
-    n: Annotated[int | None, typer.Option(help="Use the first N prompts.", min=1)] = None,
+    n: Annotated[int | None, typer.Option(help="Use N of the prompts, evenly spaced.", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results.json, .csv and .md.")] = None,
     seed: Seed = 0,
     steps: Steps = None,
@@ -179,7 +179,9 @@ def evaluate(
     texts = workbench.default_prompts(model) if prompts is None else _read_prompts(prompts)
     if n is not None and n > len(texts):
         _say(f"only {len(texts)} prompts are there; using all of them")
-    job = EvaluateJob(model, tuple(arm), tuple(texts[:n]), _sampling(model, "", seed, steps, guidance))
+    count = min(n or len(texts), len(texts))
+    chosen = tuple(texts[i * len(texts) // count] for i in range(count))
+    job = EvaluateJob(model, tuple(arm), chosen, _sampling(model, "", seed, steps, guidance))
     result = _last(workbench.evaluate(job), EvaluateResult)
     written = write_report(out, result) if out is not None else []
     _print(as_json, {**result.to_json(), "files": [str(path) for path in written]}, [markdown(result).rstrip()])

@@ -73,6 +73,10 @@ class Workbench:
         self.engine = Engine(self.data, device)
         self._samples: OrderedDict[tuple[str, str, Sampling], _Sample] = OrderedDict()
 
+    def warm_up(self) -> None:
+        """Import what the first estimate needs, seconds of it, while a page is still being built."""
+        self.estimate(self.models()[0].name, "fp16")
+
     def models(self) -> list[ModelInfo]:
         """What can be named, and whether it is at hand."""
         return known_models()
