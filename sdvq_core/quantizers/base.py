@@ -105,6 +105,7 @@ class Quantizer(ABC):
     format: ClassVar[str]
     bit_widths: ClassVar[tuple[float, ...]]
     algorithm: ClassVar[int] = 1
+    calibrated: ClassVar[bool] = False  # whether it is meant to be given statistics of the layer's inputs
 
     def __post_init__(self) -> None:
         for item in type(self).knobs():

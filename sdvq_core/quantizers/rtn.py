@@ -55,6 +55,12 @@ class RoundToNearest(Quantizer):
         return QuantizedTensor(self.format, tuple(weight.shape), tensors, meta)
 
 
+def search_range(run: Tensor, importance: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """run [O, size], importance [size] -> float16 scale and offset [O] of the codes 0 .. top with the least error."""
+    _, scale, offset = _search(run[:, None], importance[None, None], top)
+    return scale[:, 0], offset[:, 0]
+
+
 def _search(runs: Tensor, importance: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
     """runs [O, S, size] -> codes of the same shape and float16 scale, offset [O, S] with the least weighted error."""
     low, high = runs.amin(2), runs.amax(2)  # [O, S]

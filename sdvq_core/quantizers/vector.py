@@ -26,7 +26,7 @@ SHARE = ("auto", "layer", "model")
 _PRIVATE_BITS = 1 / 16  # `auto`: codebooks that cost more than this per weight are shared
 _TRAINING_POINTS = 256  # per centre
 _LEAST = 1e-6  # importance of an input that was never seen, relative to the mean
-_SMALLEST = 2.0**-24  # float16 above zero: the scale of a row that is zero, which so weighs next to nothing
+SMALLEST_SCALE = 2.0**-24  # float16 above zero: the scale of a row that is zero, which so weighs next to nothing
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,16 @@ class VectorQuantizer(Quantizer):
         codes = self.encode(points, codebooks.float(), importance)  # [M, O * G]
         decoded = additive_decode(codes, codebooks.float())  # [O * G, d]
         scale = _refit(points, decoded, importance, scale)
-        packed = torch.stack([pack(code, self.width) for code in codes])
-        tensors = {"codes": packed, "codebook": codebooks, "scale": scale}
-        return QuantizedTensor(self.format, tuple(weight.shape), tensors, self.layout(weight.shape))
+        return store_codes(codes, codebooks, scale, self.layout(weight.shape), weight.shape)
+
+
+def store_codes(
+    codes: Tensor, codebooks: Tensor, scale: Tensor, meta: dict[str, int | float | str], shape: Sequence[int]
+) -> QuantizedTensor:
+    """codes [M, O * G], codebooks float16 [M, K, d], row scales [O, 1] -> the stored form."""
+    packed = torch.stack([pack(code, int(meta["code_bits"])) for code in codes])
+    tensors = {"codes": packed, "codebook": codebooks, "scale": scale.half()}
+    return QuantizedTensor("codebook", tuple(shape), tensors, meta)
 
 
 def _generator() -> torch.Generator:
@@ -111,7 +118,7 @@ def _normalise(weight: Tensor, d: int, stats: LayerStats | None) -> tuple[Tensor
     groups = to_groups(weight.detach().float(), d)  # [O, G, d]
     count = groups.shape[1]
     scale = groups.flatten(1).square().mean(1, keepdim=True).sqrt()  # [O, 1]
-    scale = scale.half().float().clamp_min(_SMALLEST)
+    scale = scale.half().float().clamp_min(SMALLEST_SCALE)
     points = (groups / scale[..., None]).reshape(-1, d)  # [O * G, d]
     if stats is None:
         return points, scale.square().expand(-1, count).reshape(-1, 1), scale

@@ -40,6 +40,7 @@ EACH = pytest.mark.parametrize("name", NAMES)
 def of_one_layer(name: str) -> Quantizer:
     """The default settings, small enough to be tried often."""
     smaller = {"kmeans": {"bits": 2}, "rvq": {"bits": 2, "code_bits": 4, "beam": 4}}
+    smaller["aq"] = {**smaller["rvq"], "rounds": 2, "sweeps": 1}
     return quantizer(name, **smaller.get(name, {}))
 
 
@@ -107,14 +108,21 @@ def test_every_width_of_the_catalogue_constructs(name, bits):
     assert hash(found) == hash(parse(str(found)))
 
 
+def values_of(knob):
+    if knob.choices:
+        return st.sampled_from(knob.choices)
+    if isinstance(knob.default, float):
+        return st.floats(knob.low, knob.high)
+    return st.integers(int(knob.low), int(knob.high))
+
+
 @st.composite
 def any_quantizer(draw):
     info = draw(st.sampled_from(catalogue()))
     spec = {"name": info.name}
     for knob in info.knobs:
-        values = st.sampled_from(knob.choices) if knob.choices else st.integers(int(knob.low), int(knob.high))
         if draw(st.booleans()):
-            spec[knob.name] = draw(values)
+            spec[knob.name] = draw(values_of(knob))
     return make(spec)
 
 
@@ -168,7 +176,7 @@ def test_the_catalogue_is_enough_to_draw_a_form(name):
 @EACH
 def test_every_choice_of_every_knob_is_allowed(name):
     for knob in next(info for info in catalogue() if info.name == name).knobs:
-        for value in knob.choices or (int(knob.low), int(knob.high)):
+        for value in knob.choices or (type(knob.default)(knob.low), type(knob.default)(knob.high)):
             assert make({"name": name, knob.name: value}).to_spec()[knob.name] == value
 
 

@@ -69,8 +69,10 @@ def test_statistics_never_raise_the_output_error(name, weight, correlated):
     free, steered = (found.quantize(weight, s).dequantize() for s in (None, stats))
     before, after = (relative_output_mse(weight, decoded, stats.second_moment) for decoded in (free, steered))
     assert after <= before
-    if name != "nf4":  # which has nothing to steer
-        assert after < 0.98 * before
+    if name not in ("nf4", "hqq"):  # which have nothing to steer
+        assert after < 0.998 * before
+    if correlated and found.calibrated:
+        assert after < 0.8 * before, "feedback uses what the columns have in common"
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
