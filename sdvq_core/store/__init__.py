@@ -1,15 +1,21 @@
-"""Artifacts on disk and the content-keyed cache of them."""
+"""Artifacts on disk, the content-keyed cache of them, and layer statistics."""
 
 from sdvq_core.store.artifact import Artifact, read_artifact, read_report, write_artifact
+from sdvq_core.store.block_diagonal import BlockLayout
 from sdvq_core.store.cache import ModelStore
 from sdvq_core.store.manifest import FORMAT_VERSION, LayerEntry, Manifest, blank_metadata, is_artifact, read_manifest
+from sdvq_core.store.statistics import StatsFolder, StatsInfo, StatsWriter
 
 __all__ = [
     "FORMAT_VERSION",
     "Artifact",
+    "BlockLayout",
     "LayerEntry",
     "Manifest",
     "ModelStore",
+    "StatsFolder",
+    "StatsInfo",
+    "StatsWriter",
     "blank_metadata",
     "is_artifact",
     "read_artifact",
