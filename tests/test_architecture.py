@@ -25,7 +25,7 @@ TABLE = (
     ("engine",),
     ("arms",),
     ("compress", "diffusion", "presets"),
-    ("plan", "integrations"),
+    ("plan", "integrations", "calibration"),
     ("store", "quantizers"),
     ("nn",),
     ("formats", "ledger", "metrics", "plots"),

@@ -1,0 +1,22 @@
+"""Layer statistics H = E[x x^T], gathered by forward hooks over prompts x timesteps of real sampling trajectories.
+
+The room drives no sampler: the caller hands in trajectories that call the model, with both guidance halves or one.
+"""
+
+from sdvq_core.calibration.gather import collect
+from sdvq_core.calibration.sequential import GroupStats, block_groups, collect_sequential
+from sdvq_core.calibration.settings import CalibrationSettings, early_weights, read_prompts
+from sdvq_core.calibration.sharing import SharedInput, Trajectory, shared_inputs
+
+__all__ = [
+    "CalibrationSettings",
+    "GroupStats",
+    "SharedInput",
+    "Trajectory",
+    "block_groups",
+    "collect",
+    "collect_sequential",
+    "early_weights",
+    "read_prompts",
+    "shared_inputs",
+]

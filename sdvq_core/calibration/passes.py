@@ -1,0 +1,73 @@
+"""Fits second moments into a memory budget: several passes over the trajectories, blocks where one alone is too big.
+
+SDXL's largest convolution has 23040 columns: 2.1 GB in float32. All its distinct inputs together take 24 GB.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sdvq_core.calibration.sharing import SharedInput
+from sdvq_core.errors import ConfigError
+from sdvq_core.store import BlockLayout
+from sdvq_core.store.block_diagonal import layouts
+
+_HEADROOM = 0.5  # share of the free memory that stays free, for activations and whatever else runs
+_FALLBACK_NBYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """One distinct input and how its second moment is laid out."""
+
+    source: SharedInput
+    layout: BlockLayout
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes for second moments on `device`: half of what is free."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_nbytes()
+    return int(free * _HEADROOM)
+
+
+def split_passes(sources: Sequence[SharedInput], budget: int) -> list[list[Gathering]]:
+    """Passes in the order of the network, each within `budget` bytes; a matrix beyond it is laid out in blocks."""
+    passes: list[list[Gathering]] = []
+    used = budget + 1
+    for source in sources:
+        item = Gathering(source, _layout(source, budget))
+        if used + item.layout.nbytes > budget:
+            passes.append([])
+            used = 0
+        passes[-1].append(item)
+        used += item.layout.nbytes
+    return passes
+
+
+def _layout(source: SharedInput, budget: int) -> BlockLayout:
+    kernel_width = source.window.kernel[1] if source.window else 1
+    choices = layouts(source.n, source.channels, kernel_width)
+    fitting = next((layout for layout in choices if layout.nbytes <= budget), None)
+    if fitting is None:
+        raise ConfigError(
+            f"the memory budget for statistics must be {choices[-1].nbytes} bytes or more for layer "
+            f"{source.layers[0]}, got {budget}"
+        )
+    return fitting
+
+
+def _free_nbytes() -> int:
+    """Memory that the system could hand out now."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        names = getattr(os, "sysconf_names", {})
+        if "SC_AVPHYS_PAGES" in names:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return _FALLBACK_NBYTES
