@@ -50,10 +50,18 @@ def find_recipe(name: str, folder: Path = FOLDER) -> Recipe:
 
 def prompts(tier: str, folder: Path = FOLDER) -> list[str]:
     """Suggested prompts for a tier of models, "nano" or "sdxl"."""
-    data = _read(folder / "prompts.yaml")
-    found = data.get(tier)
-    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-        raise ConfigError(f"prompts.yaml needs a list of prompts under {tier!r}")
+    return _prompts(folder / "prompts.yaml", tier)
+
+
+def calibration_prompts(tier: str, folder: Path = FOLDER) -> list[str]:
+    """Prompts to gather layer statistics on, for a tier; none of them is used to evaluate."""
+    return _prompts(folder / "calibration.yaml", tier)
+
+
+def _prompts(path: Path, tier: str) -> list[str]:
+    found = _read(path).get(tier)
+    if not isinstance(found, list) or not found or not all(isinstance(item, str) for item in found):
+        raise ConfigError(f"{path.name} needs a list of prompts under {tier!r}")
     return found
 
 
