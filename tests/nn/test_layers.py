@@ -41,7 +41,9 @@ class Small(nn.Module):
 def small(name: str) -> tuple[Small, dict]:
     """The model with both layers swapped, and their compressed weights."""
     model = Small().eval().requires_grad_(False)
-    found = quantizer(name, **({} if name in ("rtn", "nf4") else {"code_bits": 4, "share": "model"}))
+    offered = {knob.name for knob in type(quantizer(name)).knobs()}
+    quick = {"code_bits": 4, "share": "model", "rounds": 1}
+    found = quantizer(name, **{key: value for key, value in quick.items() if key in offered})
     weights = [model.conv.weight, model.line.weight]
     encode = found.fit_shared(weights) if found.sharing_key(weights[0].shape) else found.quantize
     coded = dict(zip(("conv", "line"), map(encode, weights), strict=True))
