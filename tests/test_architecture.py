@@ -46,6 +46,7 @@ HEAVY = {  # library -> rooms that may import it
     "typer": {"cli"},
     "safetensors": {"store", "diffusion", "metrics", "nano"},
     "huggingface_hub": {"diffusion", "engine", "metrics"},
+    "numba": {"kernels"},
 }
 
 
@@ -157,7 +158,8 @@ def test_the_public_names_of_the_contract():
 LIGHT = """
 import sys
 import sdvq_core
-heavy = {"diffusers", "transformers", "gradio", "plotly", "torchmetrics", "typer", "yaml", "PIL", "pandas", "scipy"}
+heavy = {"diffusers", "transformers", "gradio", "plotly", "torchmetrics", "typer", "yaml", "PIL", "pandas"}
+heavy |= {"scipy", "numba"}
 sys.exit(",".join(sorted(heavy & set(sys.modules))) or 0)
 """
 

@@ -5,7 +5,7 @@ import torch
 from core_cases import gaussian, heavy_tailed, quantizer
 
 from sdvq_core.errors import ConfigError, StoreError
-from sdvq_core.formats import Affine, Codebook
+from sdvq_core.formats import Affine, Codebook, Trellis
 from sdvq_core.qtensor import QuantizedTensor, get_format
 
 SHAPES = [(16, 40), (5, 7), (4, 11, 3, 3), (3, 16, 1, 1)]
@@ -115,7 +115,10 @@ def test_a_value_that_does_not_fit_its_format_is_refused():
 
 
 def test_an_unknown_format_says_which_are_known():
-    with pytest.raises(StoreError, match="unknown storage format 'trellis'; this version reads affine, codebook"):
-        get_format("trellis")
+    with pytest.raises(
+        StoreError, match="unknown storage format 'lattice'; this version reads affine, codebook, trellis"
+    ):
+        get_format("lattice")
     assert isinstance(get_format("affine"), Affine)
     assert isinstance(get_format("codebook"), Codebook)
+    assert isinstance(get_format("trellis"), Trellis)

@@ -2,5 +2,6 @@
 
 from sdvq_core.formats.affine import Affine
 from sdvq_core.formats.codebook import Codebook
+from sdvq_core.formats.trellis import Trellis
 
-__all__ = ["Affine", "Codebook"]
+__all__ = ["Affine", "Codebook", "Trellis"]

@@ -1,0 +1,55 @@
+"""The rotation of trellis-coded weights: signs from a seed, then a Walsh-Hadamard transform of blocks.
+
+``y = (s * x) H_b / sqrt(b)`` on every run of b entries, b the largest power of two that divides the row. Orthonormal:
+errors keep their size. Sums with many random signs look Gaussian whatever x was (QuIP#, arXiv 2402.04396). Additions in
+a fixed order, so the same bits on every machine. `scramble` is the hash that stands in for stored random numbers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+
+
+def scramble(numbers: Tensor) -> Tensor:
+    """int64 [n] -> int64 [n] in [0, 2^32): MurmurHash3's last step, a bijection on 32-bit numbers that looks random."""
+    mixed = numbers & _WORD
+    mixed = ((mixed ^ (mixed >> 16)) * 0x85EBCA6B) & _WORD
+    mixed = ((mixed ^ (mixed >> 13)) * 0xC2B2AE35) & _WORD
+    return mixed ^ (mixed >> 16)
+
+
+def hadamard_block(length: int) -> int:
+    """b, the largest power of two that divides `length`; 1 for odd rows, which only get signs."""
+    return length & -length
+
+
+def rotate(rows: Tensor, seed: int) -> Tensor:
+    """rows float32 [O, n] -> rotated rows [O, n]."""
+    return _hadamard(rows * _signs(rows, seed))
+
+
+def unrotate(rows: Tensor, seed: int) -> Tensor:
+    """Inverse of `rotate`: H is its own inverse, and so are the signs."""
+    return _hadamard(rows) * _signs(rows, seed)
+
+
+def _signs(rows: Tensor, seed: int) -> Tensor:
+    """+1 or -1 for every column, [n]."""
+    places = torch.arange(rows.shape[1], device=rows.device)
+    return 1 - 2 * (scramble(places + (seed << 20)) >> 31).to(rows.dtype)
+
+
+def _hadamard(rows: Tensor) -> Tensor:
+    """Butterflies of width 1, 2, 4 … b / 2 on rows [O, n]."""
+    block, width = hadamard_block(rows.shape[1]), 1
+    while width < block:
+        pairs = rows.reshape(len(rows), -1, 2, width)  # [O, n / 2w, 2, w]
+        first, second = pairs[:, :, 0], pairs[:, :, 1]
+        rows = torch.stack([first + second, first - second], 2).reshape(rows.shape)  # [O, n]
+        width *= 2
+    return rows / math.sqrt(block)

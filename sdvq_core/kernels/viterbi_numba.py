@@ -1,0 +1,101 @@
+"""`viterbi` compiled by numba: circles side by side on threads, states in vector registers. Imported when first needed.
+
+`labels` is the tuple of the 2^k branches: its length is part of its type, so every k gets its own machine code with
+unrolled loops, cached on disk where possible. The threads are Python's and numba lets go of the interpreter: numba's
+own pool aborts when two jobs meet in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+_LEAST_WORK = 1 << 20  # states times places that are worth a thread
+
+
+def search(target: Tensor, weight: Tensor, table: Tensor, bits: int, window: int) -> Tensor:
+    """target, weight float32 [S, T] on the CPU, table [2^L] -> codes uint8 [S, T]."""
+    codes = torch.empty(target.shape, dtype=torch.uint8)
+    threads = max(1, min(torch.get_num_threads(), len(target), target.numel() * len(table) // _LEAST_WORK))
+    step = max(1, -(-len(target) // threads))
+    labels = tuple(range(2**bits))
+    parts = [
+        (x.contiguous().numpy(), w.contiguous().numpy(), table.numpy(), labels, window, out.numpy())
+        for x, w, out in zip(target.split(step), weight.split(step), codes.split(step), strict=True)
+    ]
+    if len(parts) == 1:
+        _run(*parts[0])
+        return codes
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(lambda part: _run(*part), parts))
+    return codes
+
+
+def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any]
+    try:
+        compiled = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    except RuntimeError:  # no folder to cache in
+        compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    return compiled
+
+
+@_jit
+def _forward(target: Any, weight: Any, table: Any, labels: Any, cost: Any, total: Any, back: Any) -> None:
+    """Update cost [2^(L-k)] over T places and note the ways back [T, 2^(L-k)]; total [2^L] is room to work in."""
+    shared = len(cost)
+    for place in range(len(target)):
+        x, w = target[place], weight[place]
+        for o in range(shared):
+            base = cost[o]
+            for c in range(len(labels)):
+                off = x - table[o * len(labels) + c]
+                total[o * len(labels) + c] = base + w * off * off
+        ways = back[place]
+        for o in range(shared):
+            best, way = total[o], np.int32(0)
+            for number in range(1, len(labels)):
+                other = total[number * shared + o]
+                way = np.int32(number) if other < best else way
+                best = other if other < best else best  # `min` looks after NaN, and is slow
+            cost[o] = best
+            ways[o] = way
+
+
+@_jit
+def _trace(o: int, back: Any, bits: int, codes: Any) -> int:
+    """Write codes [T], last first, from the last shared part o; return the first."""
+    for place in range(len(codes) - 1, -1, -1):
+        state = back[place, o] * back.shape[1] + o
+        codes[place] = state & ((1 << bits) - 1)
+        o = state >> bits
+    return o
+
+
+@_jit
+def _run(targets: Any, weights: Any, table: Any, labels: Any, window: int, codes: Any) -> None:
+    """Both passes over every circle, as `viterbi.viterbi_reference` has it."""
+    length, shared = targets.shape[1], len(table) // len(labels)
+    bits = 0
+    while 1 << bits < len(labels):
+        bits += 1
+    last, first = min(window, length // 2), min(window, length - length // 2)
+    cost, total = np.empty(shared, np.float32), np.empty(len(table), np.float32)
+    back = np.empty((length, shared), np.uint8)
+    for row in range(len(targets)):
+        x, w = targets[row], weights[row]
+        around = np.concatenate((x[length - last :], x[:first]))
+        masses = np.concatenate((w[length - last :], w[:first]))
+        cost[:] = 0
+        _forward(around, masses, table, labels, cost, total, back)
+        seam = _trace(np.argmin(cost), back[last : last + first], bits, codes[row, :first])
+        cost[:] = np.inf
+        cost[seam] = 0
+        _forward(x, w, table, labels, cost, total, back)
+        _trace(seam, back, bits, codes[row])
