@@ -9,7 +9,7 @@ from core_cases import gaussian, run_unet, tiny_unet
 from torch import nn
 
 from sdvq_core.calibration import Trajectory, early_weights, shared_inputs
-from sdvq_core.calibration.moments import even_sample
+from sdvq_core.calibration.moments import STRIP, even_sample
 from sdvq_core.calibration.patches import input_rows, row_count, window_of
 from sdvq_core.grouping import to_rows
 from sdvq_core.metrics.weights import relative_output_mse
@@ -73,6 +73,15 @@ def test_the_moment_is_the_mean_over_all_forwards(tmp_path):
     found = gather(model, ["to_v"], [trajectory(model, inputs), trajectory(model, inputs[:2])], tmp_path)["to_v"]
     rows = torch.cat([arguments[0].reshape(-1, 24) for arguments in [*inputs, *inputs[:2]]]).double()
     torch.testing.assert_close(found.second_moment.double(), rows.T @ rows / len(rows), atol=1e-6, rtol=1e-5)
+
+
+def test_a_matrix_of_several_strips_is_exact_and_symmetric(tmp_path):
+    model, inputs = nn.Sequential(nn.Conv2d(150, 4, 3, padding=1)), [[gaussian((2, 150, 6, 6), 0, 1.0)]]
+    found = gather(model, ["0"], [trajectory(model, inputs)], tmp_path)["0"].second_moment
+    rows = input_rows(inputs[0][0], window_of("0", model[0])).double()
+    assert len(found) == 1350 > 2 * STRIP
+    torch.testing.assert_close(found.double(), rows.T @ rows / len(rows), atol=1e-6, rtol=1e-5)
+    assert torch.equal(found, found.T)
 
 
 def test_siblings_share_one_matrix_by_identity_of_their_input(tmp_path):
