@@ -19,7 +19,7 @@ from sdvq_core.calibration.sharing import InputIdentity, SharedInput, Trajectory
 from sdvq_core.errors import ConfigError, LayerError
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.records import BaseInfo
-from sdvq_core.store import StatsFolder, StatsInfo, StatsWriter
+from sdvq_core.store import BlockLayout, StatsFolder, StatsInfo, StatsWriter
 
 
 def collect(
@@ -38,6 +38,8 @@ def collect(
     gathered again. Raises LayerError for inputs that are NaN or infinite.
     """
     writer = StatsWriter(folder, StatsInfo(base, settings.to_json()))
+    kept = [(entry.layers[0], entry.layout) for entry in writer.entries if set(entry.layers) & set(names)]
+    yield from _notices(kept, f"an earlier run had less memory; remove {folder} to gather it anew")
     missing = [name for name in dict.fromkeys(names) if name not in writer.layers]
     if not trajectories:
         raise ConfigError("calibration needs at least one trajectory to sample")
@@ -45,7 +47,8 @@ def collect(
         device = next(model.parameters()).device
         sources = shared_inputs(model, missing, trajectories[0])
         passes = split_passes(sources, default_budget(device) if budget is None else budget)
-        yield from _notices(passes)
+        laid_out = [(item.source.layers[0], item.layout) for items in passes for item in items]
+        yield from _notices(laid_out, "the whole matrix exceeds the memory budget")
         report = _Reporter(len(passes), sum(trajectory.steps for trajectory in trajectories))
         for number, items in enumerate(passes, start=1):
             gathering = _Pass(items, settings, device)
@@ -131,10 +134,10 @@ class _Reporter:
         return Progress("calibrate", "", self.done, max(self.total, self.done), text, left)
 
 
-def _notices(passes: Sequence[Sequence[Gathering]]) -> Iterator[Notice]:
-    for item in (item for items in passes for item in items if not item.layout.is_whole):
-        layout = item.layout
-        yield Notice(
-            f"the statistics of {item.source.layers[0]} exceed the memory budget; {layout.count} blocks of "
-            f"{layout.block} columns are kept of {layout.n}"
-        )
+def _notices(items: Sequence[tuple[str, BlockLayout]], end: str) -> Iterator[Notice]:
+    """One line per matrix, called by its first layer, that is not whole."""
+    for name, layout in items:
+        if not layout.is_whole:
+            yield Notice(
+                f"statistics of {name}: {layout.count} blocks of {layout.block} columns, not {layout.n}; {end}"
+            )

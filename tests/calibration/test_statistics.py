@@ -54,7 +54,11 @@ def test_a_matrix_beyond_the_budget_is_kept_in_blocks_and_says_so(tmp_path):
         folder = tmp_path / str(block)
         events = list(collect(model, ["0", "1"], [run], settings(), folder, BASE, budget))
         stats = last(events)
-        assert "the statistics of 0 exceed the memory budget" in next(e.text for e in events if isinstance(e, Notice))
+        notice = next(event.text for event in events if isinstance(event, Notice))
+        assert f"blocks of {block} columns, not 180; the whole matrix exceeds the memory budget" in notice
+        again = list(collect(model, ["0", "1"], [run], settings(), folder, BASE))
+        assert "an earlier run had less memory" in again[0].text
+        assert len(again) == 2
         assert (stats.block_size("0"), stats.block_size("1"), whole.block_size("0")) == (block, None, None)
         found, expected = stats["0"].second_moment, whole["0"].second_moment
         start = torch.arange(180) // 20 * 20 if block < 20 else torch.zeros(180, dtype=torch.long)
