@@ -6,6 +6,8 @@ from core_cases import gaussian, heavy_tailed, quantizer
 
 from sdvq_core.errors import ConfigError, StoreError
 from sdvq_core.formats import Affine, Codebook, Trellis
+from sdvq_core.formats.trellis import circle_length
+from sdvq_core.kernels import gaussian_code, rotate
 from sdvq_core.qtensor import QuantizedTensor, get_format
 
 SHAPES = [(16, 40), (5, 7), (4, 11, 3, 3), (3, 16, 1, 1)]
@@ -50,6 +52,30 @@ def slow_codebook(coded: QuantizedTensor) -> torch.Tensor:
             place = (group * d + channel % d) // run if run else 0
             weight[row, channel, tap] = scale[row, place] * sum(entries)
     return weight.reshape(coded.shape)
+
+
+def slow_trellis(coded: QuantizedTensor) -> torch.Tensor:
+    bits, state_bits = coded.meta["bits"], coded.meta["state_bits"]
+    rows, length = coded.shape[0], len(tap_order(coded.shape))
+    places, table = circle_length(rows, length), gaussian_code(bits, state_bits)
+    decoded = torch.zeros(rows, length)
+    for index in range(rows * length):
+        circle, place = divmod(index, places)
+        around = (circle * places + (place - back) % places for back in range(-(-state_bits // bits)))
+        state = sum(read_code(coded.tensors["codes"], bits, at) << bits * back for back, at in enumerate(around))
+        decoded[index % rows, index // rows] = table[state % 2**state_bits] * coded.tensors["scale"][index % rows, 0]
+    rotation = rotate(torch.eye(length), coded.meta["seed"])  # x -> x @ rotation, orthonormal
+    weight = torch.zeros(rows, coded.shape[1], length // coded.shape[1])
+    for place, (tap, channel) in enumerate(tap_order(coded.shape)):
+        weight[:, channel, tap] = decoded @ rotation[place] + coded.tensors["offset"].float()
+    return weight.reshape(coded.shape)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (130, 6), (256, 4)], ids=str)
+@pytest.mark.parametrize("knobs", [{"bits": 3, "state_bits": 10}, {"bits": 4, "state_bits": 8}, {"bits": 1}], ids=str)
+def test_trellis_decodes_as_its_docstring_says(knobs, shape):
+    coded = quantizer("tcq", **knobs).quantize(heavy_tailed(shape) + 0.1)
+    torch.testing.assert_close(coded.dequantize(), slow_trellis(coded), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

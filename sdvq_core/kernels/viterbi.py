@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-_WINDOW = 64  # places on either side of the seam that the first pass sees
+_WINDOW = 64  # places on either side of the seam that the first pass sees, more than once on a short circle
 _CHUNK_NBYTES = 64 << 20
 
 
@@ -36,12 +36,10 @@ def viterbi_reference(target: Tensor, weight: Tensor, table: Tensor, bits: int) 
 
 
 def _search(target: Tensor, weight: Tensor, table: Tensor, bits: int) -> Tensor:
-    length, shared = target.shape[1], len(table) >> bits
-    last, first = min(_WINDOW, length // 2), min(_WINDOW, length - length // 2)
-    cost = target.new_zeros(len(target), shared)
-    around = torch.cat([torch.arange(length - last, length), torch.arange(first)]).to(target.device)
-    cost, back = _forward(target[:, around], weight[:, around], table, cost)
-    _, seam = _trace(cost.argmin(1), back[last:], bits)
+    around = torch.arange(-_WINDOW, _WINDOW, device=target.device) % target.shape[1]
+    free = target.new_zeros(len(target), len(table) >> bits)
+    cost, back = _forward(target[:, around], weight[:, around], table, free)
+    _, seam = _trace(cost.argmin(1), back[_WINDOW:], bits)
     start = torch.full_like(cost, torch.inf).scatter_(1, seam[:, None], 0.0)
     _, back = _forward(target, weight, table, start)
     return _trace(seam, back, bits)[0]

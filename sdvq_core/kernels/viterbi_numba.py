@@ -85,16 +85,15 @@ def _run(targets: Any, weights: Any, table: Any, labels: Any, window: int, codes
     bits = 0
     while 1 << bits < len(labels):
         bits += 1
-    last, first = min(window, length // 2), min(window, length - length // 2)
+    around = np.arange(-window, window) % length
     cost, total = np.empty(shared, np.float32), np.empty(len(table), np.float32)
-    back = np.empty((length, shared), np.uint8)
+    back = np.empty((max(length, 2 * window), shared), np.uint8)
+    beyond = np.empty(window, np.uint8)
     for row in range(len(targets)):
         x, w = targets[row], weights[row]
-        around = np.concatenate((x[length - last :], x[:first]))
-        masses = np.concatenate((w[length - last :], w[:first]))
         cost[:] = 0
-        _forward(around, masses, table, labels, cost, total, back)
-        seam = _trace(np.argmin(cost), back[last : last + first], bits, codes[row, :first])
+        _forward(x[around], w[around], table, labels, cost, total, back)
+        seam = _trace(np.argmin(cost), back[window:], bits, beyond)
         cost[:] = np.inf
         cost[seam] = 0
         _forward(x, w, table, labels, cost, total, back)
