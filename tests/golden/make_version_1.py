@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,19 +25,19 @@ LAYERS = {
 }
 
 
-def main() -> None:
+def make(folder: Path, layers: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
     """Compress random weights, write the artifact and what it decodes to."""
     generator = torch.Generator().manual_seed(1)
     weights = {
-        name: parse(word).quantize(torch.randn(shape, generator=generator)) for name, (word, shape) in LAYERS.items()
+        name: parse(word).quantize(torch.randn(shape, generator=generator)) for name, (word, shape) in layers.items()
     }
     kept = {"conv_in.bias": torch.arange(3, dtype=torch.float16)}
-    layers = {name: LayerEntry(weight.format, weight.shape, weight.meta) for name, weight in weights.items()}
-    manifest = Manifest(BaseInfo("golden", "0" * 16), "golden", layers, (), digest(stored_tensors(weights, kept)))
-    write_artifact(FOLDER, Artifact({"in_channels": 4}, manifest, weights, kept, (), {"sdvq": "golden"}))
+    entries = {name: LayerEntry(weight.format, weight.shape, weight.meta) for name, weight in weights.items()}
+    manifest = Manifest(BaseInfo("golden", "0" * 16), "golden", entries, (), digest(stored_tensors(weights, kept)))
+    write_artifact(folder, Artifact({"in_channels": 4}, manifest, weights, kept, (), {"sdvq": "golden"}))
     decoded = {name: weight.dequantize().contiguous() for name, weight in weights.items()}
-    save_file(decoded, FOLDER / "decoded.safetensors")
+    save_file(decoded, folder / "decoded.safetensors")
 
 
 if __name__ == "__main__":
-    main()
+    make(FOLDER, LAYERS)
