@@ -9,22 +9,32 @@ import os
 import platform
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import try_to_load_from_cache
 
-from sdvq_core import presets
+from sdvq_core import presets, statistics
 from sdvq_core.arms import Arm
 from sdvq_core.compress import LayerResult, compress
 from sdvq_core.diffusion.sources import Source, find_source
 from sdvq_core.errors import ModelError, SdvqError, StoreError
-from sdvq_core.jobs import Progress
+from sdvq_core.jobs import Notice, Progress
 from sdvq_core.plan import CompressionPlan, Rule
-from sdvq_core.records import BaseInfo, Ledger
-from sdvq_core.store import Artifact, LayerEntry, Manifest, ModelStore, blank_metadata, read_manifest, read_report
+from sdvq_core.records import BaseInfo, LayerStats, Ledger
+from sdvq_core.store import (
+    Artifact,
+    LayerEntry,
+    Manifest,
+    ModelStore,
+    StatsFolder,
+    blank_metadata,
+    read_manifest,
+    read_report,
+)
 from sdvq_core.store.artifact import digest, stored_tensors
 from sdvq_core.version import __version__
 
@@ -76,7 +86,7 @@ class Engine:
             return arm.artifact
         return self.store.get(self._key(model, self.plan(model, arm)))
 
-    def compress(self, model: str, arm: Arm) -> Iterator[Progress | Path]:
+    def compress(self, model: str, arm: Arm) -> Iterator[Progress | Notice | Path]:
         """Progress per layer, then the folder of the artifact; nothing but its folder when it is in the cache."""
         found = self.cached(model, arm)
         if found is None:
@@ -143,12 +153,20 @@ class Engine:
             return held_out.read_text("utf-8").splitlines()
         return presets.prompts(source.tier)
 
-    def _run(self, base: BaseModel, plan: CompressionPlan, arm: Arm, results: list[LayerResult]) -> Iterator[Progress]:
+    def _run(
+        self, base: BaseModel, plan: CompressionPlan, arm: Arm, results: list[LayerResult]
+    ) -> Iterator[Progress | Notice]:
+        stats: Mapping[str, LayerStats] = {}
+        for event in statistics.gather(base, plan, self.data) if statistics.calibrated_layers(plan) else ():
+            if isinstance(event, StatsFolder):
+                stats = event
+            else:
+                yield replace(event, arm=arm.word) if isinstance(event, Progress) else event
         total = len(plan.assignments)
         weights = [shape[0] * shape[1] for shape in (item.shape for item in plan.assignments)]
         start = time.monotonic()
         yield Progress("compress", arm.word, 0, total, "fitting codebooks")
-        for result in compress(base.unet, plan):
+        for result in compress(base.unet, plan, stats):
             results.append(result)
             done = result.index + 1
             spent = time.monotonic() - start
@@ -157,7 +175,10 @@ class Engine:
 
     def _key(self, model: str, plan: CompressionPlan) -> str:
         recipe = [[item.name, item.quantizer.digest] for item in plan.assignments]
-        return self.store.key(hashlib.sha256(json.dumps(recipe).encode()).hexdigest(), self.fingerprint(model))
+        base = self.fingerprint(model)
+        calibrated = statistics.calibrated_layers(plan)
+        known = [statistics.statistics_key(find_source(model), base)] if calibrated else []
+        return self.store.key(hashlib.sha256(json.dumps([*recipe, *known]).encode()).hexdigest(), base)
 
     def _check_base(self, folder: Path, base: BaseModel) -> None:
         made_from = read_manifest(folder)[1].base

@@ -112,7 +112,7 @@ class Workbench:
         folder = self.engine.cached(model, parse_arm(arm))
         return None if folder is None else read_report(folder)
 
-    def compress(self, model: str, arm: str, out: Path | None = None) -> Iterator[Progress | Report]:
+    def compress(self, model: str, arm: str, out: Path | None = None) -> Iterator[Progress | Notice | Report]:
         """Progress per layer, then the report; the artifact is in the cache, and in `out` as well where given."""
         parsed = parse_arm(arm)
         if not parsed.rules:
@@ -121,7 +121,7 @@ class Workbench:
             )
         start = time.monotonic()
         for event in self.engine.compress(model, parsed):
-            if isinstance(event, Progress):
+            if not isinstance(event, Path):
                 yield event
                 continue
             report = replace(read_report(event), seconds=time.monotonic() - start)
@@ -183,11 +183,11 @@ class Workbench:
         cached, folder = bool(arm.rules or arm.artifact), None
         if arm.rules or arm.artifact:
             for event in self._compressed(job.model, arm):
-                if isinstance(event, Progress):
+                if isinstance(event, Path):
+                    folder = event
+                else:
                     cached = False
                     yield event
-                else:
-                    folder = event
         compress_seconds = time.monotonic() - start
         yield from self._sample(job, arm)
         sample = self._remembered(job, arm)
@@ -205,7 +205,7 @@ class Workbench:
             None if folder is None else compress_seconds if not cached else 0.0,
         )
 
-    def _compressed(self, model: str, arm: Arm) -> Iterator[Progress | Path]:
+    def _compressed(self, model: str, arm: Arm) -> Iterator[Progress | Notice | Path]:
         """`Engine.compress`, and once more if the cached artifact turns out to be damaged."""
         yield from self.engine.compress(model, arm)
         try:

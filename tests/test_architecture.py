@@ -23,7 +23,7 @@ TABLE = (
     ("workbench",),
     ("evaluation", "inspection"),
     ("engine",),
-    ("arms",),
+    ("arms", "statistics"),
     ("compress", "diffusion", "presets"),
     ("plan", "integrations", "calibration"),
     ("store", "quantizers"),

@@ -5,10 +5,11 @@ The room drives no sampler: the caller hands in trajectories that call the model
 
 from sdvq_core.calibration.gather import collect
 from sdvq_core.calibration.sequential import GroupStats, block_groups, collect_sequential
-from sdvq_core.calibration.settings import CalibrationSettings, early_weights, read_prompts
+from sdvq_core.calibration.settings import DEFAULT_ROWS, CalibrationSettings, early_weights, read_prompts
 from sdvq_core.calibration.sharing import SharedInput, Trajectory, shared_inputs
 
 __all__ = [
+    "DEFAULT_ROWS",
     "CalibrationSettings",
     "GroupStats",
     "SharedInput",

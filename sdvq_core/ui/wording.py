@@ -62,11 +62,12 @@ def progress(event: Progress) -> tuple[str, str]:
     """A headline and a detail for the status line."""
     head = {
         "load": "Loading the model",
+        "calibrate": f"Gathering statistics for {event.arm}",
         "compress": f"Compressing {event.arm}",
         "sample": f"Sampling {event.arm}",
         "measure": "Measuring",
     }.get(event.stage, event.stage)
-    unit = {"compress": "layer", "sample": "step"}.get(event.stage)
+    unit = {"calibrate": "call", "compress": "layer", "sample": "step"}.get(event.stage)
     parts = [f"{unit} {event.done} of {event.total}"] if unit and event.total else []
     parts += [event.text] if event.text and unit != "step" else []
     if event.seconds_left is not None and event.seconds_left >= 1:
