@@ -42,9 +42,17 @@ class Format(ABC):
     def spec(self, shape: Sequence[int], meta: Meta) -> dict[str, TensorSpec]:
         """Every stored array of a weight of `shape`: sizes are exact before anything is computed."""
 
-    @abstractmethod
     def decode(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, dtype: torch.dtype) -> Tensor:
         """The weight of `shape`, in `dtype`, on the device of the stored arrays."""
+        return self.assemble(self.unpacked(tensors, shape, meta), tensors, shape, meta).to(dtype)
+
+    def unpacked(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
+        """What decoding takes from the codes alone, however the other arrays change: the codes, unless overridden."""
+        return self.codes(tensors, shape, meta)
+
+    @abstractmethod
+    def assemble(self, unpacked: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
+        """The weight of `shape` in float32; differentiable in the arrays that are not codes."""
 
     @abstractmethod
     def codes(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:

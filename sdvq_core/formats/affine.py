@@ -32,12 +32,11 @@ class Affine(Format):
             "offset": TensorSpec(rows, torch.float16, "scales"),
         }
 
-    def decode(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, dtype: torch.dtype) -> Tensor:
+    def assemble(self, unpacked: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         scale, offset = tensors["scale"].float(), tensors["offset"].float()  # [O, S]
-        codes = self.codes(tensors, shape, meta)
-        runs = codes.reshape(*scale.shape, -1) * scale[..., None] + offset[..., None]  # [O, S, size]
+        runs = unpacked.reshape(*scale.shape, -1) * scale[..., None] + offset[..., None]  # [O, S, size]
         rows = runs.reshape(shape[0], -1)[:, : row_length(shape)]  # [O, T * I]
-        return from_rows(rows, shape).to(dtype)
+        return from_rows(rows, shape)
 
     def codes(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         count = tensors["scale"].numel() * int(meta["group_size"])

@@ -40,13 +40,13 @@ class Codebook(Format):
             "scale": TensorSpec((shape[0], runs), torch.float16, "scales"),
         }
 
-    def decode(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, dtype: torch.dtype) -> Tensor:
+    def assemble(self, unpacked: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         d = int(meta["group_size"])
         groups = groups_per_row(shape, d)
-        vectors = additive_decode(self.codes(tensors, shape, meta), tensors["codebook"].float())  # [O * G, d]
+        vectors = additive_decode(unpacked, tensors["codebook"].float())  # [O * G, d]
         scale = expand_scale(tensors["scale"].float(), groups * d, int(meta["scale_group"]))
         rows = vectors.reshape(shape[0], -1) * scale  # [O, G * d]
-        return from_groups(rows.reshape(shape[0], groups, d), shape).to(dtype)
+        return from_groups(rows.reshape(shape[0], groups, d), shape)
 
     def codes(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         count = shape[0] * groups_per_row(shape, int(meta["group_size"]))

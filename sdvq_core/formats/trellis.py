@@ -58,13 +58,16 @@ class Trellis(Format):
             "offset": TensorSpec((1,), torch.float16, "scales"),
         }
 
-    def decode(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, dtype: torch.dtype) -> Tensor:
-        bits, scale = int(meta["bits"]), tensors["scale"].float()  # [O, 1]
-        table = gaussian_code(bits, int(meta["state_bits"])).to(scale.device)
+    def unpacked(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
+        """Rows [O, n] of unit scale, rotated back: a row's scale commutes with the rotation."""
+        bits = int(meta["bits"])
+        table = gaussian_code(bits, int(meta["state_bits"])).to(tensors["scale"].device)
         codes = self.codes(tensors, shape, meta).reshape(-1, circle_length(shape[0], row_length(shape)))  # [S, T]
         values = from_circles(trellis_decode(codes, bits, table), shape[0])  # [O, n]
-        rows = unrotate(values * scale, int(meta["seed"])) + tensors["offset"].float()
-        return from_rows(rows, shape).to(dtype)
+        return unrotate(values, int(meta["seed"]))
+
+    def assemble(self, unpacked: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
+        return from_rows(unpacked * tensors["scale"].float() + tensors["offset"].float(), shape)
 
     def codes(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         return unpack(tensors["codes"], int(meta["bits"]), shape[0] * row_length(shape))[None]  # [1, n * O]
