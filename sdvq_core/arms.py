@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdvq_core.distillation import DistillationSettings
 from sdvq_core.errors import ConfigError
 from sdvq_core.plan import Rule, vqdm_rules
 from sdvq_core.presets import find_recipe, recipes
@@ -20,12 +21,16 @@ REFERENCE = "fp16"
 
 @dataclass(frozen=True)
 class Arm:
-    """A parsed word. rules: how to compress, empty for `fp16` and for an artifact that exists already."""
+    """A parsed word. rules: how to compress, empty for `fp16` and for an artifact that exists already.
+
+    distil: how what is not a code learns from the original afterwards, if at all.
+    """
 
     word: str
     label: str
     rules: tuple[Rule, ...] = ()
     artifact: Path | None = None
+    distil: DistillationSettings | None = None
 
 
 def parse_arm(word: str) -> Arm:
@@ -35,7 +40,7 @@ def parse_arm(word: str) -> Arm:
         return Arm(word, "fp16 original")
     if word.startswith("@"):
         recipe = find_recipe(word[1:])
-        return Arm(word, recipe.label, recipe.rules)
+        return Arm(word, recipe.label, recipe.rules, distil=recipe.distil)
     names = [info.name for info in catalogue()]
     if word.partition(":")[0].strip() in names:
         quantizer = parse(word)

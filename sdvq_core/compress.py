@@ -40,7 +40,7 @@ def compress(
         layer_stats = (stats or {}).get(item.name)
         with torch.no_grad():
             tensor = encode(weights[item.name], layer_stats)
-            record = _record(item, weights[item.name], tensor, layer_stats)
+            record = layer_record(item, weights[item.name], tensor, layer_stats)
         yield LayerResult(record, tensor, index, len(plan.assignments))
 
 
@@ -65,7 +65,8 @@ def _weight(model: nn.Module, name: str) -> Tensor:
     return weight.detach()
 
 
-def _record(item: Assignment, weight: Tensor, tensor: QuantizedTensor, stats: LayerStats | None) -> LayerRecord:
+def layer_record(item: Assignment, weight: Tensor, tensor: QuantizedTensor, stats: LayerStats | None) -> LayerRecord:
+    """The line of the table for `weight` [O, I] or [O, I, kh, kw] and its compressed form."""
     decoded = tensor.dequantize()
     if not bool(torch.isfinite(decoded).all()):
         raise LayerError(

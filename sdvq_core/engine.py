@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import platform
-import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from huggingface_hub import try_to_load_from_cache
 
-from sdvq_core import presets, statistics
+from sdvq_core import presets
 from sdvq_core.arms import Arm
-from sdvq_core.compress import LayerResult, compress
 from sdvq_core.diffusion.sources import Source, find_source
-from sdvq_core.errors import ModelError, SdvqError, StoreError
+from sdvq_core.errors import ModelError, StoreError
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.plan import CompressionPlan, Rule
-from sdvq_core.records import BaseInfo, LayerStats, Ledger
+from sdvq_core.production import produce, recipe_digest
+from sdvq_core.records import Ledger
 from sdvq_core.store import (
     Artifact,
-    LayerEntry,
-    Manifest,
     ModelStore,
-    StatsFolder,
     blank_metadata,
     read_manifest,
     read_report,
 )
-from sdvq_core.store.artifact import digest, stored_tensors
-from sdvq_core.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,18 +75,20 @@ class Engine:
         """Folder of the finished artifact of `arm`, if there is one."""
         if arm.artifact is not None or not arm.rules:
             return arm.artifact
-        return self.store.get(self._key(model, self.plan(model, arm)))
+        return self.store.get(self._key(model, arm, self.plan(model, arm)))
 
     def compress(self, model: str, arm: Arm) -> Iterator[Progress | Notice | Path]:
         """Progress per layer, then the folder of the artifact; nothing but its folder when it is in the cache."""
         found = self.cached(model, arm)
         if found is None:
             yield Progress("load", arm.word, 0, 1, "loading the base model")
-            base = self.base(model)
             plan = self.plan(model, arm)
-            results: list[LayerResult] = []
-            yield from self._run(base, plan, arm, results)
-            found = self.store.put(self._key(model, plan), _artifact(base, plan, arm, results))
+            for event in produce(self.base(model), plan, arm, self.data):
+                if isinstance(event, Artifact):
+                    found = self.store.put(self._key(model, arm, plan), event)
+                else:
+                    yield event
+            assert found is not None
         yield found
 
     def unet(self, model: str, arm: Arm) -> nn.Module:
@@ -120,7 +113,7 @@ class Engine:
         """Drop a cached artifact that turned out unreadable; False if it is not the cache's to drop."""
         if not arm.rules:
             return False
-        self.store.drop(self._key(model, self.plan(model, arm)))
+        self.store.drop(self._key(model, arm, self.plan(model, arm)))
         return True
 
     def fingerprint(self, model: str) -> str:
@@ -153,32 +146,9 @@ class Engine:
             return held_out.read_text("utf-8").splitlines()
         return presets.prompts(source.tier)
 
-    def _run(
-        self, base: BaseModel, plan: CompressionPlan, arm: Arm, results: list[LayerResult]
-    ) -> Iterator[Progress | Notice]:
-        stats: Mapping[str, LayerStats] = {}
-        for event in statistics.gather(base, plan, self.data) if statistics.calibrated_layers(plan) else ():
-            if isinstance(event, StatsFolder):
-                stats = event
-            else:
-                yield replace(event, arm=arm.word) if isinstance(event, Progress) else event
-        total = len(plan.assignments)
-        weights = [shape[0] * shape[1] for shape in (item.shape for item in plan.assignments)]
-        start = time.monotonic()
-        yield Progress("compress", arm.word, 0, total, "fitting codebooks")
-        for result in compress(base.unet, plan, stats):
-            results.append(result)
-            done = result.index + 1
-            spent = time.monotonic() - start
-            left = spent * sum(weights[done:]) / max(1, sum(weights[:done]))
-            yield Progress("compress", arm.word, done, total, result.record.name, left)
-
-    def _key(self, model: str, plan: CompressionPlan) -> str:
-        recipe = [[item.name, item.quantizer.digest] for item in plan.assignments]
+    def _key(self, model: str, arm: Arm, plan: CompressionPlan) -> str:
         base = self.fingerprint(model)
-        calibrated = statistics.calibrated_layers(plan)
-        known = [statistics.statistics_key(find_source(model), base)] if calibrated else []
-        return self.store.key(hashlib.sha256(json.dumps([*recipe, *known]).encode()).hexdigest(), base)
+        return self.store.key(recipe_digest(find_source(model), base, plan, arm), base)
 
     def _check_base(self, folder: Path, base: BaseModel) -> None:
         made_from = read_manifest(folder)[1].base
@@ -187,36 +157,6 @@ class Engine:
                 f"{folder} was made from {made_from.id} ({made_from.fingerprint}), not from {base.source.name} "
                 f"({base.fingerprint}); use it with the model that it was made from"
             )
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that shape the numbers."""
-    import diffusers
-    import torch
-
-    return {"sdvq": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
-
-
-def _artifact(base: BaseModel, plan: CompressionPlan, arm: Arm, results: list[LayerResult]) -> Artifact:
-    weights = {result.record.name: result.tensor for result in results}
-    state = base.unet.state_dict()
-    kept = {name: state[name].half().cpu() for name in plan.kept}
-    bad = next((name for name, tensor in kept.items() if not bool(tensor.isfinite().all())), None)
-    if bad is not None:
-        raise SdvqError(
-            f"{bad} is NaN, infinite or beyond the range of 16-bit floats; compress a checkpoint that is finite"
-        )
-    layers = {name: LayerEntry(weight.format, weight.shape, weight.meta) for name, weight in weights.items()}
-    info = BaseInfo(base.source.name, base.fingerprint)
-    recipe = arm.word
-    manifest = Manifest(info, recipe, layers, plan.fallbacks, digest(stored_tensors(weights, kept)))
-    records = tuple(result.record for result in results)
-    return Artifact(_config(base.unet), manifest, weights, kept, records, versions())
-
-
-def _config(unet: Any) -> dict[str, Any]:
-    private = ("_name_or_path", "_use_default_values", "_pre_quantization_dtype", "quantization_config")
-    return {name: value for name, value in dict(unet.config).items() if name not in private}
 
 
 @lru_cache(maxsize=64)

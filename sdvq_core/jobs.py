@@ -75,7 +75,7 @@ class EvaluateJob:
 class Progress:
     """Work done so far: `done` of `total` units; seconds_left is None until there is something to judge it by.
 
-    stage: "load", "calibrate", "compress", "sample" or "measure".
+    stage: "load", "calibrate", "compress", "distil", "sample" or "measure".
     text: one short line for people, such as the name of a layer.
     """
 

@@ -1,18 +1,20 @@
 """Reads and validates presets/: recipes (which layer gets what) and prompts, one YAML file each.
 
 A recipe is `label`, `summary`, and `rules`: a list of `pattern` and `quantizer` (a word such as "rvq:bits=3", a
-mapping, or null for 16 bits); the last rule that matches a layer wins, after VQDM's choice of layers.
+mapping, or null for 16 bits); the last rule that matches a layer wins, after VQDM's choice of layers. With `distil`
+(`updates`, `batch`, `lr` …) what is not a code learns from the original model afterwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sdvq_core.distillation import DistillationSettings
 from sdvq_core.errors import ConfigError
 from sdvq_core.plan import VQDM_KEEPS, Rule
 from sdvq_core.quantizers import Quantizer, make, parse
@@ -28,6 +30,7 @@ class Recipe:
     label: str
     summary: str
     rules: tuple[Rule, ...]
+    distil: DistillationSettings | None = None
 
     @property
     def arm(self) -> str:
@@ -67,9 +70,9 @@ def _prompts(path: Path, tier: str) -> list[str]:
 
 def _recipe(path: Path) -> Recipe:
     data = _read(path)
-    unknown = sorted(set(data) - {"label", "summary", "rules"})
+    unknown = sorted(set(data) - {"label", "summary", "rules", "distil"})
     if unknown:
-        raise ConfigError(f"{path.name} has the unknown key {unknown[0]!r}; a recipe has label, summary and rules")
+        raise ConfigError(f"{path.name} has the unknown key {unknown[0]!r}; a recipe has label, summary, rules, distil")
     rules = data.get("rules")
     if not isinstance(rules, list) or not rules:
         raise ConfigError(f"{path.name} needs a list of rules, each with pattern and quantizer")
@@ -77,7 +80,20 @@ def _recipe(path: Path) -> Recipe:
     own = [_rule(item, path.name) for item in rules]
     first = [rule for rule in own if rule.pattern == "*"]
     rest = [rule for rule in own if rule.pattern != "*"]
-    return Recipe(path.stem, str(data.get("label", path.stem)), str(data.get("summary", "")), (*first, *keeps, *rest))
+    label, summary = str(data.get("label", path.stem)), str(data.get("summary", ""))
+    return Recipe(path.stem, label, summary, (*first, *keeps, *rest), _distil(data.get("distil"), path.name))
+
+
+def _distil(value: Any, owner: str) -> DistillationSettings | None:
+    if value is None:
+        return None
+    known = asdict(DistillationSettings())
+    if not isinstance(value, Mapping) or set(value) - set(known):
+        raise ConfigError(f"{owner}: distil takes {', '.join(known)}, got {value!r}")
+    wrong = [name for name, number in value.items() if not isinstance(number, type(known[name]) | int)]
+    if wrong:
+        raise ConfigError(f"{owner}: distil.{wrong[0]} must be a number, got {value[wrong[0]]!r}")
+    return DistillationSettings(**value)
 
 
 def _rule(item: Any, owner: str) -> Rule:

@@ -19,7 +19,7 @@ import platformdirs
 from sdvq_core import presets
 from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.diffusion.sources import find_source, known_models
-from sdvq_core.engine import Engine, versions
+from sdvq_core.engine import Engine
 from sdvq_core.errors import ConfigError, StoreError
 from sdvq_core.jobs import (
     ArmResult,
@@ -38,6 +38,7 @@ from sdvq_core.jobs import (
     Scores,
 )
 from sdvq_core.presets import Recipe
+from sdvq_core.production import versions
 from sdvq_core.quantizers import QuantizerInfo, catalogue
 from sdvq_core.records import Report
 from sdvq_core.store import read_artifact, read_report, write_artifact
