@@ -124,24 +124,28 @@ class _Training:
     def _loss(self, lessons: Lessons, images: Tensor, steps: Tensor) -> Tensor:
         arguments, wanted = lessons.batch(images, steps)
         device = next(self.model.parameters()).device
-        answer = self.model(**_to(arguments, device), return_dict=False)[0]
+        answer = self.model(**to_device(arguments, device), return_dict=False)[0]
         error = answer - wanted.to(device)  # [B * n, C, h, w]
-        plain: Tensor = error.square().mean()
-        if lessons.halves == 1:
-            return plain
-        free, told = error.chunk(2)
-        guided = free + self.guidance * (told - free)
-        loss: Tensor = guided.square().mean() + _PLAIN * plain
-        return loss
+        guided = guided_error(error, lessons.halves, self.guidance)
+        return guided if lessons.halves == 1 else guided + _PLAIN * error.square().mean()
 
 
-def _to(arguments: Mapping[str, object], device: torch.device) -> dict[str, object]:
+def guided_error(error: Tensor, halves: int, guidance: float) -> Tensor:
+    """Mean square of what the sampler sees of error [B * n, C, h, w]: u + g (c - u) of the halves u and c, if two."""
+    if halves == 1:
+        return error.square().mean()
+    free, told = error.chunk(2)
+    combined: Tensor = free + guidance * (told - free)
+    return combined.square().mean()
+
+
+def to_device(arguments: Mapping[str, object], device: torch.device) -> dict[str, object]:
     moved: dict[str, object] = {}
     for name, value in arguments.items():
         if isinstance(value, Tensor):
             moved[name] = value.to(device)
         elif isinstance(value, Mapping):
-            moved[name] = _to(value, device)
+            moved[name] = to_device(value, device)
         else:
             moved[name] = value
     return moved
