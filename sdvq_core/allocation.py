@@ -1,9 +1,9 @@
 """Bit allocation: which layer gets how many bits, from what each layer's compression does to the model's *output*.
 
 Damage of a choice: mean square error of the UNet's guided output with that one layer compressed and all others
-original, on inputs from the original's own trajectories. Damages of different layers are taken to add up; the assignment with the
-least sum under a byte budget is an integer program (HiGHS through scipy). The idea is that of HAWQ and MixDQ for scalar
-codes (arXiv 1911.03852, 2405.17873).
+original, on inputs from the original's own trajectories. Damages of different layers are taken to add up; the
+assignment with the least sum under a byte budget is an integer program (HiGHS through scipy). The idea is that of HAWQ
+and MixDQ for scalar codes (arXiv 1911.03852, 2405.17873).
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ REFERENCE = "fp16"
 class Arm:
     """A parsed word. rules: how to compress, empty for `fp16` and for an artifact that exists already.
 
-    distil: how what is not a code learns from the original afterwards, if at all.
+    distil: how what is not a code learns from the original afterwards, if at all. base: fingerprint of the one model
+    that the rules were tuned for, "" for any.
     """
 
     word: str
@@ -31,6 +32,7 @@ class Arm:
     rules: tuple[Rule, ...] = ()
     artifact: Path | None = None
     distil: DistillationSettings | None = None
+    base: str = ""
 
 
 def parse_arm(word: str) -> Arm:
@@ -40,7 +42,7 @@ def parse_arm(word: str) -> Arm:
         return Arm(word, "fp16 original")
     if word.startswith("@"):
         recipe = find_recipe(word[1:])
-        return Arm(word, recipe.label, recipe.rules, distil=recipe.distil)
+        return Arm(word, recipe.label, recipe.rules, distil=recipe.distil, base=recipe.base)
     names = [info.name for info in catalogue()]
     if word.partition(":")[0].strip() in names:
         quantizer = parse(word)

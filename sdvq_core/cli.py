@@ -104,6 +104,26 @@ def compress(
 
 
 @app.command()
+def tune(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Recipe file to write, such as presets/recipes/mine.yaml.")],
+    among: Annotated[list[str], typer.Option(help="A quantizer to choose among, such as tcq:bits=3; give several.")],
+    bits: Annotated[float, typer.Option(help="Most bits per quantized weight, codebooks included.", min=0.5, max=16)],
+    updates: Annotated[int, typer.Option(help="Updates of distillation in the recipe; 0: none.", min=0)] = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Allocate bits to layers by measured damage, and write the result as a recipe for this model."""
+    from sdvq_core.distillation import DistillationSettings
+    from sdvq_core.presets import write_recipe
+
+    distil = DistillationSettings(updates=updates) if updates else None
+    recipe = _last(_workbench(device).tune(model, among, bits, distil), dict)
+    write_recipe(out, recipe)
+    _print(as_json, {"recipe": str(out), **recipe}, [f"{out}: {len(recipe['rules'])} rules, use it as @{out.stem}"])
+
+
+@app.command()
 def inspect(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], as_json: Json = False) -> None:
     """The report card of an artifact."""
     report = _workbench().inspect(artifact)

@@ -16,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from sdvq_core import presets
 from sdvq_core.arms import Arm
 from sdvq_core.diffusion.sources import Source, find_source
-from sdvq_core.errors import ModelError, StoreError
+from sdvq_core.errors import ConfigError, ModelError, StoreError
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.plan import CompressionPlan, Rule
 from sdvq_core.production import produce, recipe_digest
@@ -62,6 +62,11 @@ class Engine:
 
     def plan(self, model: str, arm: Arm) -> CompressionPlan:
         """What `arm` does to the UNet of `model`, from shapes alone."""
+        if arm.base and arm.base != self.fingerprint(model):
+            raise ConfigError(
+                f"{arm.word} was tuned for another model ({arm.base}); make a recipe for {model} with "
+                "`python -m sdvq_core tune`, or use @preview"
+            )
         return _plan(find_source(model), arm.rules)
 
     def ledger(self, model: str, arm: Arm) -> Ledger:

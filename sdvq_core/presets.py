@@ -2,7 +2,8 @@
 
 A recipe is `label`, `summary`, and `rules`: a list of `pattern` and `quantizer` (a word such as "rvq:bits=3", a
 mapping, or null for 16 bits); the last rule that matches a layer wins, after VQDM's choice of layers. With `distil`
-(`updates`, `batch`, `lr` …) what is not a code learns from the original model afterwards.
+(`updates`, `batch`, `lr` …) what is not a code learns from the original model afterwards. `base` is the fingerprint
+of the one model that the rules were tuned for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from sdvq_core.distillation import DistillationSettings
 from sdvq_core.errors import ConfigError
 from sdvq_core.plan import VQDM_KEEPS, Rule
 from sdvq_core.quantizers import Quantizer, make, parse
+from sdvq_core.store.images import write_bytes
 
+_KEYS = ("label", "summary", "rules", "distil", "base")
 FOLDER = Path(__file__).resolve().parent.parent / "presets"
 
 
@@ -31,6 +34,7 @@ class Recipe:
     summary: str
     rules: tuple[Rule, ...]
     distil: DistillationSettings | None = None
+    base: str = ""
 
     @property
     def arm(self) -> str:
@@ -49,6 +53,11 @@ def find_recipe(name: str, folder: Path = FOLDER) -> Recipe:
         if recipe.name == name:
             return recipe
     raise ConfigError(f"unknown recipe @{name}; choose one of {', '.join(recipe.arm for recipe in known)}")
+
+
+def write_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
+    """Write what a recipe's file holds."""
+    write_bytes(path, yaml.safe_dump(dict(recipe), sort_keys=False, width=120).encode())
 
 
 def prompts(tier: str, folder: Path = FOLDER) -> list[str]:
@@ -70,9 +79,11 @@ def _prompts(path: Path, tier: str) -> list[str]:
 
 def _recipe(path: Path) -> Recipe:
     data = _read(path)
-    unknown = sorted(set(data) - {"label", "summary", "rules", "distil"})
+    unknown = sorted(set(data) - set(_KEYS))
     if unknown:
-        raise ConfigError(f"{path.name} has the unknown key {unknown[0]!r}; a recipe has label, summary, rules, distil")
+        raise ConfigError(
+            f"{path.name} has the unknown key {unknown[0]!r}; a recipe has label, summary, rules, distil, base"
+        )
     rules = data.get("rules")
     if not isinstance(rules, list) or not rules:
         raise ConfigError(f"{path.name} needs a list of rules, each with pattern and quantizer")
@@ -81,7 +92,8 @@ def _recipe(path: Path) -> Recipe:
     first = [rule for rule in own if rule.pattern == "*"]
     rest = [rule for rule in own if rule.pattern != "*"]
     label, summary = str(data.get("label", path.stem)), str(data.get("summary", ""))
-    return Recipe(path.stem, label, summary, (*first, *keeps, *rest), _distil(data.get("distil"), path.name))
+    distil = _distil(data.get("distil"), path.name)
+    return Recipe(path.stem, label, summary, (*first, *keeps, *rest), distil, str(data.get("base", "")))
 
 
 def _distil(value: Any, owner: str) -> DistillationSettings | None:

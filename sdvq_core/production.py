@@ -102,7 +102,7 @@ def _distil(
     assert arm.distil is not None
     guidance = base.source.guidance
     lessons: Lessons | None = None
-    for event in record_lessons(base.unet, _trajectories(base), 2 if guidance > 1 else 1):
+    for event in record_lessons(base.unet, lesson_trajectories(base), 2 if guidance > 1 else 1):
         if isinstance(event, Lessons):
             lessons = event
         else:
@@ -125,7 +125,7 @@ def _take(
         made.records[item.name] = layer_record(item, weight, found.weights[item.name], stats.get(item.name))
 
 
-def _trajectories(base: BaseModel) -> Sequence[Trajectory]:
+def lesson_trajectories(base: BaseModel) -> Sequence[Trajectory]:
     """The tier's calibration prompts, at other seeds than those of the statistics."""
     from sdvq_core.diffusion.sampling import sample_batch
 

@@ -9,16 +9,17 @@ import os
 import platform
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
 from sdvq_core import presets
 from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.diffusion.sources import find_source, known_models
+from sdvq_core.distillation import DistillationSettings
 from sdvq_core.engine import Engine
 from sdvq_core.errors import ConfigError, StoreError
 from sdvq_core.jobs import (
@@ -39,10 +40,11 @@ from sdvq_core.jobs import (
 )
 from sdvq_core.presets import Recipe
 from sdvq_core.production import versions
-from sdvq_core.quantizers import QuantizerInfo, catalogue
+from sdvq_core.quantizers import QuantizerInfo, catalogue, parse
 from sdvq_core.records import Report
 from sdvq_core.store import read_artifact, read_report, write_artifact
 from sdvq_core.store.images import write_png
+from sdvq_core.tuning import tune
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -130,6 +132,12 @@ class Workbench:
                 write_artifact(out, read_artifact(event))
                 report = replace(report, artifact=str(out))
             yield report
+
+    def tune(
+        self, model: str, words: Sequence[str], bits: float, distil: DistillationSettings | None = None
+    ) -> Iterator[Progress | Notice | dict[str, Any]]:
+        """Progress, then a recipe for this model alone: bits allocated among the quantizers that `words` name."""
+        yield from tune(self.engine.base(model), [parse(word) for word in words], bits, distil, self.data)
 
     def generate(self, model: str, arm: str, sampling: Sampling) -> Iterator[CompareEvent]:
         """One image of one arm: a comparison with nothing to compare with."""

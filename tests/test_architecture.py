@@ -23,6 +23,7 @@ TABLE = (
     ("workbench",),
     ("evaluation", "inspection"),
     ("engine",),
+    ("tuning",),
     ("production",),
     ("arms", "statistics"),
     ("compress", "diffusion", "presets"),
