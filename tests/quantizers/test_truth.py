@@ -65,11 +65,11 @@ def test_three_bit_codes_lie_between_shannon_and_the_scalar_bound():
 @SOURCE
 @pytest.mark.parametrize("name", NAMES)
 def test_statistics_never_raise_the_output_error(name, weight, correlated):
-    found, stats = quantizer(name, {"nf4": 4}.get(name, 2)), stats_for(weight, correlated)
+    found, stats = quantizer(name, {"nf4": 4, "float": 3}.get(name, 2)), stats_for(weight, correlated)
     free, steered = (found.quantize(weight, s).dequantize() for s in (None, stats))
     before, after = (relative_output_mse(weight, decoded, stats.second_moment) for decoded in (free, steered))
     assert after <= before
-    if name not in ("nf4", "hqq"):  # which have nothing to steer
+    if name not in ("nf4", "hqq", "float"):  # which have nothing to steer
         assert after < 0.998 * before
     if correlated and found.calibrated:
         assert after < 0.8 * before, "feedback uses what the columns have in common"
@@ -144,3 +144,23 @@ def test_small_layers_share_and_large_ones_do_not(name):
     assert not quantizer(name).sharing_key((10240, 10240))
     assert not quantizer(name, share="layer").sharing_key((64, 64))
     assert quantizer(name, share="model").sharing_key((10240, 10240))
+
+
+def test_small_floats_are_those_of_the_standard():
+    from sdvq_core.quantizers.low_float import float_levels
+
+    e2m1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]  # OCP microscaling formats, FP4
+    assert (float_levels(2, 1) * 6).tolist() == [*(-value for value in reversed(e2m1)), *e2m1]
+    assert (float_levels(3, 0)[8:] * 64).tolist() == [0, 1, 2, 4, 8, 16, 32, 64]
+
+
+def test_the_scale_search_of_floats_pays():
+    weight = heavy_tailed((64, 128))
+    plain = quantizer("float")
+    searched = error(weight, plain)
+
+    class Unsearched(type(plain)):
+        def shrinks(self):
+            return (1.0,)
+
+    assert searched < 0.98 * error(weight, Unsearched())
