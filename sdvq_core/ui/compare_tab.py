@@ -94,6 +94,10 @@ class CompareTab:
             gr.Warning(f"The link's {', '.join(sorted(ignored))} could not be used; the default is shown instead.")
         return self.form.show(settings)
 
+    def describe(self, name: str) -> Any:
+        """The quantizer's menu with the summary of the one it shows."""
+        return gr.update(info=self.form.info(name).summary)
+
     def start_for(self, model: str) -> Settings:
         """The defaults, with the steps and guidance of the model that a link names."""
         found = model_named(self.workbench, model)

@@ -32,6 +32,8 @@ def build(workbench: Any) -> Any:
                 draw_about(workbench.about, about.select)
         restored = page.load(friendly(compare.restore), None, compare.form.outputs, **QUIET)
         priced = restored.then(**compare.parts["price"]).then(**compare.parts["absolute"])
+        quantizer = compare.form.widgets["quantizer"]
+        restored.then(compare.describe, quantizer, quantizer, **QUIET)
         priced.then(compare.at_hand, compare.form.inputs, compare.parts["last"], **QUIET)
         draw_api(workbench)
     return page.queue(max_size=24)

@@ -191,6 +191,7 @@ def test_link_restores_every_control_in_a_fresh_profile(app: App, chromium: Any)
     expect(second.get_by_label("Seed", exact=True).first).to_have_value("12")
     expect(second.get_by_role("slider", name="Bits per weight")).to_have_attribute("aria-valuetext", "2 bits")
     expect(second.get_by_label("Four seeds in a row")).to_be_checked()
+    expect(second.get_by_text("One codebook of short vectors")).to_be_visible()
     expect(second.locator("#sizes tbody th")).to_have_text(["fp16", "kmeans:bits=2,share=layer", "nf4"])
     expect(second.locator("#link textarea, #link input").first).to_have_value(field.input_value())
 

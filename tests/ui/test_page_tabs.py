@@ -98,6 +98,11 @@ def test_link_restores_the_form(compare: Any) -> None:
     assert (settings.seed, settings.arm, settings.prompt) == (9, "kmeans:bits=2", "a cat")
 
 
+def test_the_menu_describes_the_quantizer_it_shows(compare: Any) -> None:
+    assert compare.describe("kmeans")["info"] == compare.form.info("kmeans").summary
+    assert compare.choose_quantizer("kmeans", None)[0]["info"] == compare.form.info("kmeans").summary
+
+
 def test_bad_link_gives_one_warning(compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(gr, "Warning", told.append)
