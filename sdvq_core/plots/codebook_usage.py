@@ -27,8 +27,8 @@ def codebook_usage(detail: LayerDetail) -> go.Figure:
         )
     styled(figure, 340, margin_t=40, legend={"orientation": "v", "x": 1, "xanchor": "right", "y": 1, "yanchor": "top"})
     figure.update_xaxes(title="entry, by rank")
-    counts = [count for stream in detail.usage for count in stream if count]
-    decades: dict[str, Any] = {"dtick": 1} if counts and max(counts) >= 10 * min(counts) else {}
+    used = [count for stream in detail.usage for count in stream if count]
+    decades: dict[str, Any] = {"dtick": 1} if used and max(used) >= 10 * min(used) else {}
     figure.update_yaxes(title="times used", type="log", exponentformat="power", **decades)
     if not detail.usage:
         figure.add_annotation(text="This method has no codebook.", showarrow=False, font={"color": GREY, "size": 13})
