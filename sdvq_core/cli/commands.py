@@ -1,28 +1,17 @@
-"""The command line of the contract (DESIGN.md, section 5): progress on stderr, `--json` puts one object on stdout.
-
-A user's mistake is one line and exit code 2, never a traceback.
-"""
+"""The commands: words in, one job of the Workbench each, its answer printed. Rules of the contract: see `cli`."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import sys
-import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-from sdvq_core.errors import ConfigError, SdvqError, StoreError
-from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, EvaluateJob, EvaluateResult, Notice, Progress, Sampling
-from sdvq_core.records import Ledger, Report
-
-T = TypeVar("T")
-UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that typer uses, which may be its own
+from sdvq_core.cli.printing import arm_line, last, print_answer, say, size, table
+from sdvq_core.errors import ConfigError, StoreError
+from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, EvaluateJob, EvaluateResult, Sampling
+from sdvq_core.records import Report
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -42,31 +31,12 @@ Steps = Annotated[int | None, typer.Option(help="Denoising steps; default: what 
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; default: what suits the model.")]
 
 
-def main() -> None:
-    """Entry point: run, and turn a user's mistake into one line and exit code 2."""
-    _quiet()
-    try:
-        code = app(standalone_mode=False)
-        sys.stdout.flush()
-        sys.exit(code if isinstance(code, int) else 0)
-    except UsageError as error:
-        _fail(error.format_message())
-    except SdvqError as error:
-        _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        _say("stopped")
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-
-
 @app.command()
 def models(as_json: Json = False) -> None:
     """What can be named, and whether it is at hand."""
     found = [asdict(info) for info in _workbench().models()]
     lines = [f"{m['name']:12} {'at hand' if m['at_hand'] else 'not here':9} {m['label']}: {m['note']}" for m in found]
-    _print(as_json, {"models": found}, lines)
+    print_answer(as_json, {"models": found}, lines)
 
 
 @app.command()
@@ -80,14 +50,14 @@ def quantizers(as_json: Json = False) -> None:
         for knob in info["knobs"]:
             allowed = ", ".join(map(str, knob["choices"])) or f"{knob['low']:g} to {knob['high']:g}"
             lines.append(f"{'':8} {knob['name']}={knob['default']}  ({knob['label']}: {allowed})")
-    _print(as_json, {"quantizers": found}, lines)
+    print_answer(as_json, {"quantizers": found}, lines)
 
 
 @app.command()
 def estimate(model: Model, arm: ArmWord, as_json: Json = False) -> None:
     """The exact size of an arm, before it is made."""
     found = _workbench().estimate(model, arm)
-    _print(as_json, {"arm": arm, "ledger": found.ledger.to_json()}, [f"{found.label}: {_size(found.ledger)}"])
+    print_answer(as_json, {"arm": arm, "ledger": found.ledger.to_json()}, [f"{found.label}: {size(found.ledger)}"])
 
 
 @app.command()
@@ -99,8 +69,8 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Compress a model's UNet into an artifact that diffusers loads."""
-    report = _last(_workbench(device).compress(model, arm, out), Report)
-    _print(as_json, report.to_json(), [f"{report.artifact}", f"{_size(report.ledger)}", *_table(report)])
+    report = last(_workbench(device).compress(model, arm, out), Report)
+    print_answer(as_json, report.to_json(), [f"{report.artifact}", f"{size(report.ledger)}", *table(report)])
 
 
 @app.command()
@@ -118,17 +88,19 @@ def tune(
     from sdvq_core.presets import write_recipe
 
     distil = DistillationSettings(updates=updates) if updates else None
-    recipe = _last(_workbench(device).tune(model, among, bits, distil), dict)
+    recipe = last(_workbench(device).tune(model, among, bits, distil), dict)
     write_recipe(out, recipe)
-    _print(as_json, {"recipe": str(out), **recipe}, [f"{out}: {len(recipe['rules'])} rules, use it as @{out.stem}"])
+    print_answer(
+        as_json, {"recipe": str(out), **recipe}, [f"{out}: {len(recipe['rules'])} rules, use it as @{out.stem}"]
+    )
 
 
 @app.command()
 def inspect(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], as_json: Json = False) -> None:
     """The report card of an artifact."""
     report = _workbench().inspect(artifact)
-    head = [f"{report.artifact}: {report.recipe} of {report.base.id} ({report.base.fingerprint})", _size(report.ledger)]
-    _print(as_json, report.to_json(), [*head, *_table(report)])
+    head = [f"{report.artifact}: {report.recipe} of {report.base.id} ({report.base.fingerprint})", size(report.ledger)]
+    print_answer(as_json, report.to_json(), [*head, *table(report)])
 
 
 @app.command()
@@ -147,9 +119,9 @@ def generate(
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out must be a .png file, got {out}")
     sampling = _sampling(model, prompt, seed, steps, guidance)
-    result = _last(_workbench(device).generate(model, arm, sampling), ArmResult)
+    result = last(_workbench(device).generate(model, arm, sampling), ArmResult)
     _copy(result.path, out)
-    _print(as_json, {**result.to_json(), "image": str(out)}, [str(out), _size(result.ledger)])
+    print_answer(as_json, {**result.to_json(), "image": str(out)}, [str(out), size(result.ledger)])
 
 
 @app.command()
@@ -166,15 +138,15 @@ def compare(
 ) -> None:
     """Same prompt, same seed, several arms side by side."""
     job = CompareJob(model, tuple(arm), _sampling(model, prompt, seed, steps, guidance))
-    result = _last(_workbench(device).compare(job), CompareResult)
+    result = last(_workbench(device).compare(job), CompareResult)
     found = [item.to_json() for item in result.arms]
     for index, item in enumerate(result.arms):
         if out is not None:
             name = "".join(letter if letter.isalnum() else "-" for letter in item.arm)[-60:].strip("-")
             found[index]["image"] = str(_copy(item.path, out / f"{index}-{name}.png"))
-    lines = [_arm_line(item, found[index]["image"]) for index, item in enumerate(result.arms)]
+    lines = [arm_line(item, found[index]["image"]) for index, item in enumerate(result.arms)]
     settings = asdict(job.sampling)
-    _print(as_json, {"model": model, **settings, "device": result.device, "arms": found}, lines)
+    print_answer(as_json, {"model": model, **settings, "device": result.device, "arms": found}, lines)
 
 
 @app.command()
@@ -198,13 +170,13 @@ def evaluate(
     workbench = _workbench(device)
     texts = workbench.default_prompts(model) if prompts is None else _read_prompts(prompts)
     if n is not None and n > len(texts):
-        _say(f"only {len(texts)} prompts are there; using all of them")
+        say(f"only {len(texts)} prompts are there; using all of them")
     count = min(n or len(texts), len(texts))
     chosen = tuple(texts[i * len(texts) // count] for i in range(count))
     job = EvaluateJob(model, tuple(arm), chosen, _sampling(model, "", seed, steps, guidance))
-    result = _last(workbench.evaluate(job), EvaluateResult)
+    result = last(workbench.evaluate(job), EvaluateResult)
     written = write_report(out, result) if out is not None else []
-    _print(as_json, {**result.to_json(), "files": [str(path) for path in written]}, [markdown(result).rstrip()])
+    print_answer(as_json, {**result.to_json(), "files": [str(path) for path in written]}, [markdown(result).rstrip()])
 
 
 def _workbench(device: str = "auto") -> Any:
@@ -222,67 +194,6 @@ def _sampling(model: str, prompt: str, seed: int, steps: int | None, guidance: f
     )
 
 
-def _last(events: Iterator[Any], wanted: type[T]) -> T:
-    """Run to the end, showing progress; the last event of the wanted type."""
-    found: T | None = None
-    show = _progress_line()
-    for event in events:
-        if isinstance(event, Progress):
-            show(event)
-        elif isinstance(event, Notice):
-            _say(f"note: {event.text}")
-        elif isinstance(event, wanted):
-            found = event
-    show(None)
-    assert found is not None
-    return found
-
-
-def _progress_line() -> Callable[[Progress | None], None]:
-    """A function that draws progress: in place on a terminal, one line per stage and arm elsewhere."""
-    state: dict[str, object] = {"last": None}
-
-    def show(event: Progress | None) -> None:
-        live = sys.stderr.isatty()
-        if event is None:
-            if live and state["last"]:
-                sys.stderr.write("\n")
-            return
-        left = "" if event.seconds_left is None else f", {event.seconds_left:.0f} s left"
-        text = f"{event.stage} {event.arm} {event.done}/{event.total}{left}  {event.text}"
-        if live:
-            sys.stderr.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
-            sys.stderr.flush()
-        elif event.done == event.total or (event.stage, event.arm) != state["last"]:
-            sys.stderr.write(text + "\n")
-        state["last"] = (event.stage, event.arm)
-
-    return show
-
-
-def _print(as_json: bool, data: dict[str, Any], lines: list[str]) -> None:
-    sys.stdout.write((json.dumps(data, allow_nan=False) if as_json else "\n".join(lines)) + "\n")
-
-
-def _size(ledger: Ledger) -> str:
-    quantized = ledger.bits_per_quantized_weight
-    inner = "" if quantized is None else f" ({quantized:.3f} per quantized weight)"
-    bits = f"{ledger.bits_per_weight:.3f} bits per weight{inner}"
-    return f"{ledger.tensor_bytes:,} bytes, {bits}, {ledger.ratio:.2f}x smaller than fp16"
-
-
-def _table(report: Report) -> list[str]:
-    rows = [f"{r.name:74} {r.bits_per_weight:7.3f} {r.nbytes:10,} {r.relative_mse:.3e}" for r in report.layers]
-    kept = [f"{item.layer:74} kept in 16 bits: {item.reason}" for item in report.ledger.fallbacks]
-    return [f"{'layer':74} {'bits':>7} {'bytes':>10} relative error", *rows, *kept]
-
-
-def _arm_line(item: ArmResult, image: str) -> str:
-    scores = item.scores
-    psnr = "" if scores.psnr is None else f"  {scores.psnr:.2f} dB"
-    return f"{item.arm:24} {item.ledger.bits_per_weight:7.3f} bits {item.seconds:6.2f} s{psnr}  {image}"
-
-
 def _copy(source: Path, target: Path) -> Path:
     from sdvq_core.store.images import write_bytes
 
@@ -297,20 +208,3 @@ def _read_prompts(path: Path) -> list[str]:
     if not found:
         raise ConfigError(f"{path} has no prompts; write one per line")
     return found
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-
-
-def _fail(text: str) -> None:
-    _say("error: " + " ".join(text.split()))
-    sys.exit(2)
-
-
-def _quiet() -> None:
-    """Other libraries' chatter stays off a command's output."""
-    warnings.simplefilter("ignore")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,0 +1,79 @@
+"""What a command shows: progress and notes on stderr, the answer on stdout as lines or as one JSON object."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from sdvq_core.jobs import ArmResult, Notice, Progress
+from sdvq_core.records import Ledger, Report
+
+T = TypeVar("T")
+
+
+def last(events: Iterator[Any], wanted: type[T]) -> T:
+    """Run to the end, showing progress; the last event of the wanted type."""
+    found: T | None = None
+    show = _progress_line()
+    for event in events:
+        if isinstance(event, Progress):
+            show(event)
+        elif isinstance(event, Notice):
+            say(f"note: {event.text}")
+        elif isinstance(event, wanted):
+            found = event
+    show(None)
+    assert found is not None
+    return found
+
+
+def _progress_line() -> Callable[[Progress | None], None]:
+    """A function that draws progress: in place on a terminal, one line per stage and arm elsewhere."""
+    state: dict[str, object] = {"last": None}
+
+    def show(event: Progress | None) -> None:
+        live = sys.stderr.isatty()
+        if event is None:
+            if live and state["last"]:
+                sys.stderr.write("\n")
+            return
+        left = "" if event.seconds_left is None else f", {event.seconds_left:.0f} s left"
+        text = f"{event.stage} {event.arm} {event.done}/{event.total}{left}  {event.text}"
+        if live:
+            sys.stderr.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
+            sys.stderr.flush()
+        elif event.done == event.total or (event.stage, event.arm) != state["last"]:
+            sys.stderr.write(text + "\n")
+        state["last"] = (event.stage, event.arm)
+
+    return show
+
+
+def print_answer(as_json: bool, data: dict[str, Any], lines: list[str]) -> None:
+    sys.stdout.write((json.dumps(data, allow_nan=False) if as_json else "\n".join(lines)) + "\n")
+
+
+def size(ledger: Ledger) -> str:
+    quantized = ledger.bits_per_quantized_weight
+    inner = "" if quantized is None else f" ({quantized:.3f} per quantized weight)"
+    bits = f"{ledger.bits_per_weight:.3f} bits per weight{inner}"
+    return f"{ledger.tensor_bytes:,} bytes, {bits}, {ledger.ratio:.2f}x smaller than fp16"
+
+
+def table(report: Report) -> list[str]:
+    rows = [f"{r.name:74} {r.bits_per_weight:7.3f} {r.nbytes:10,} {r.relative_mse:.3e}" for r in report.layers]
+    kept = [f"{item.layer:74} kept in 16 bits: {item.reason}" for item in report.ledger.fallbacks]
+    return [f"{'layer':74} {'bits':>7} {'bytes':>10} relative error", *rows, *kept]
+
+
+def arm_line(item: ArmResult, image: str) -> str:
+    scores = item.scores
+    psnr = "" if scores.psnr is None else f"  {scores.psnr:.2f} dB"
+    return f"{item.arm:24} {item.ledger.bits_per_weight:7.3f} bits {item.seconds:6.2f} s{psnr}  {image}"
+
+
+def say(text: str) -> None:
+    sys.stderr.write(text + "\n")
