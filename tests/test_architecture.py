@@ -52,6 +52,7 @@ HEAVY = {  # library -> rooms that may import it
     "safetensors": {"store", "diffusion", "metrics", "nano"},
     "huggingface_hub": {"diffusion", "engine", "metrics"},
     "numba": {"kernels"},
+    "llvmlite": {"kernels"},
 }
 
 
@@ -212,7 +213,7 @@ def test_every_import_is_a_listed_requirement():
         if line and not line.startswith("#")
     }
     distribution = {"PIL": "pillow", "yaml": "pyyaml"}
-    indirect = {"httpx", "huggingface_hub", "tokenizers"}  # of diffusers and transformers
+    indirect = {"httpx", "huggingface_hub", "tokenizers", "llvmlite"}  # of diffusers, transformers and numba
     for path in [path for path in FILES if room_of(path) != TRAINING]:
         for module, line in imports(path):
             top = module.split(".")[0]

@@ -1,12 +1,13 @@
 """Decode and search kernels: same numbers on every device, different speed. The torch reference runs everywhere."""
 
+from sdvq_core.kernels.additive import additive_decode, additive_decode_reference
 from sdvq_core.kernels.hadamard import hadamard_block, rotate, scramble, unrotate
-from sdvq_core.kernels.reference import additive_decode
 from sdvq_core.kernels.trellis import gaussian_code, trellis_decode
 from sdvq_core.kernels.viterbi import viterbi, viterbi_reference
 
 __all__ = [
     "additive_decode",
+    "additive_decode_reference",
     "gaussian_code",
     "hadamard_block",
     "rotate",
