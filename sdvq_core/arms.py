@@ -1,12 +1,14 @@
 """Arm words: what may stand in a column of a comparison, on the command line, in the page and in its URL.
 
-`fp16` · a quantizer, `rtn:bits=4` · a recipe, `@preview` · the path of an artifact.
+`fp16` · a quantizer, `rtn:bits=4` · one whose bits are allocated to layers, `aq:bits=2.6` · a recipe, `@preview` ·
+the path of an artifact.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdvq_core.distillation import DistillationSettings
@@ -15,6 +17,7 @@ from sdvq_core.plan import Rule, vqdm_rules
 from sdvq_core.presets import find_recipe, recipes
 from sdvq_core.quantizers import catalogue, parse
 from sdvq_core.store import is_artifact
+from sdvq_core.targets import Target, parse_target
 
 REFERENCE = "fp16"
 
@@ -23,8 +26,8 @@ REFERENCE = "fp16"
 class Arm:
     """A parsed word. rules: how to compress, empty for `fp16` and for an artifact that exists already.
 
-    distil: how what is not a code learns from the original afterwards, if at all. base: fingerprint of the one model
-    that the rules were tuned for, "" for any.
+    distil: how what is not a code learns from the original afterwards, if at all. target: bits that are allocated per
+    model instead of rules; allocated: the rules where that is done already, by fingerprint of the model.
     """
 
     word: str
@@ -32,7 +35,13 @@ class Arm:
     rules: tuple[Rule, ...] = ()
     artifact: Path | None = None
     distil: DistillationSettings | None = None
-    base: str = ""
+    target: Target | None = None
+    allocated: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+
+    @property
+    def compresses(self) -> bool:
+        """Whether there is an artifact to be made."""
+        return bool(self.rules) or self.target is not None
 
 
 def parse_arm(word: str) -> Arm:
@@ -42,9 +51,13 @@ def parse_arm(word: str) -> Arm:
         return Arm(word, "fp16 original")
     if word.startswith("@"):
         recipe = find_recipe(word[1:])
-        return Arm(word, recipe.label, recipe.rules, distil=recipe.distil, base=recipe.base)
+        return Arm(word, recipe.label, recipe.rules, None, recipe.distil, recipe.target, recipe.allocated)
     names = [info.name for info in catalogue()]
     if word.partition(":")[0].strip() in names:
+        target = parse_target(word)
+        if target is not None:
+            name = target.among[0].name.upper()
+            return Arm(word, f"{name}, {target.bits:g} bits allocated", target=target)
         quantizer = parse(word)
         return Arm(word, f"{quantizer.name.upper()} {quantizer.nominal_bits:g}-bit", tuple(vqdm_rules(quantizer)))
     path = _path(word)

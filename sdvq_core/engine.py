@@ -15,8 +15,8 @@ from huggingface_hub import try_to_load_from_cache
 
 from sdvq_core import presets
 from sdvq_core.arms import Arm
-from sdvq_core.diffusion.sources import Source, find_source
-from sdvq_core.errors import ConfigError, ModelError, StoreError
+from sdvq_core.diffusion.sources import Source, at_hand, find_source
+from sdvq_core.errors import ModelError, StoreError
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.plan import CompressionPlan, Rule
 from sdvq_core.production import produce, recipe_digest
@@ -28,6 +28,8 @@ from sdvq_core.store import (
     read_manifest,
     read_report,
 )
+from sdvq_core.targets import Target, guess, solve
+from sdvq_core.tuning import known_damage, measure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +50,7 @@ class Engine:
         self.store = ModelStore(data / "artifacts")
         self._base: BaseModel | None = None
         self._unets: OrderedDict[str, nn.Module] = OrderedDict()
+        self._solved: dict[tuple[str, Target], tuple[Rule, ...]] = {}
 
     def base(self, model: str) -> BaseModel:
         """The pipeline of `model`; one is kept, loading another drops it and what was compressed from it."""
@@ -61,24 +64,38 @@ class Engine:
         return self._base
 
     def plan(self, model: str, arm: Arm) -> CompressionPlan:
-        """What `arm` does to the UNet of `model`, from shapes alone."""
-        if arm.base and arm.base != self.fingerprint(model):
-            raise ConfigError(
-                f"{arm.word} was tuned for another model ({arm.base}); make a recipe for {model} with "
-                "`python -m sdvq_core tune`, or use @preview"
-            )
-        return _plan(find_source(model), arm.rules)
+        """What `arm` does to the UNet of `model`, from shapes alone; a guess where its bits are not allocated yet."""
+        source = find_source(model)
+        rules = self.rules(model, arm)
+        return _plan(source, _guess(source, arm.target) if rules is None and arm.target else rules or ())
+
+    def rules(self, model: str, arm: Arm) -> tuple[Rule, ...] | None:
+        """The rules of `arm` for `model`; None where its bits are yet to be allocated."""
+        source = find_source(model)
+        if arm.target is None:
+            return arm.rules
+        if not at_hand(source):
+            return None
+        base = self.fingerprint(model)
+        if base in arm.allocated:
+            return arm.allocated[base]
+        if (base, arm.target) not in self._solved:
+            damage = known_damage(source, base, arm.target, self.data)
+            if damage is None:
+                return None
+            self._solved[base, arm.target] = solve(_skeleton(source), arm.target, damage)
+        return self._solved[base, arm.target]
 
     def ledger(self, model: str, arm: Arm) -> Ledger:
-        """Size of `arm` before it is made; exact. For `fp16`, of the model with every tensor in 16 bits."""
+        """Size of `arm` before it is made; exact once `rules` are known. For `fp16`, with every tensor in 16 bits."""
         if arm.artifact is not None:
             return read_report(arm.artifact).ledger
         plan = self.plan(model, arm)
-        return plan.ledger(blank_metadata(len(plan.assignments)) if arm.rules else {})
+        return plan.ledger(blank_metadata(len(plan.assignments)) if arm.compresses else {})
 
     def cached(self, model: str, arm: Arm) -> Path | None:
         """Folder of the finished artifact of `arm`, if there is one."""
-        if arm.artifact is not None or not arm.rules:
+        if arm.artifact is not None or not self.rules(model, arm):
             return arm.artifact
         return self.store.get(self._key(model, arm, self.plan(model, arm)))
 
@@ -87,6 +104,8 @@ class Engine:
         found = self.cached(model, arm)
         if found is None:
             yield Progress("load", arm.word, 0, 1, "loading the base model")
+            if arm.target is not None and self.rules(model, arm) is None:
+                yield from measure(self.base(model), arm.target, self.data)
             plan = self.plan(model, arm)
             for event in produce(self.base(model), plan, arm, self.data):
                 if isinstance(event, Artifact):
@@ -116,7 +135,7 @@ class Engine:
 
     def discard(self, model: str, arm: Arm) -> bool:
         """Drop a cached artifact that turned out unreadable; False if it is not the cache's to drop."""
-        if not arm.rules:
+        if not arm.compresses:
             return False
         self.store.drop(self._key(model, arm, self.plan(model, arm)))
         return True
@@ -167,6 +186,11 @@ class Engine:
 @lru_cache(maxsize=64)
 def _plan(source: Source, rules: tuple[Rule, ...]) -> CompressionPlan:
     return CompressionPlan.resolve(_skeleton(source), rules)
+
+
+@lru_cache(maxsize=64)
+def _guess(source: Source, target: Target) -> tuple[Rule, ...]:
+    return guess(_skeleton(source), target)
 
 
 @lru_cache(maxsize=4)

@@ -44,7 +44,7 @@ def evaluate(engine: Engine, job: EvaluateJob) -> Iterator[Progress | EvaluateRe
     """Sample every prompt with every arm and compare with the first arm; the last event is the result."""
     arms = [parse_arm(word) for word in job.arms]
     for arm in arms:
-        for event in engine.compress(job.model, arm) if arm.rules else ():
+        for event in engine.compress(job.model, arm) if arm.compresses else ():
             if isinstance(event, Progress):
                 yield event
     reference = yield from _sample_all(engine, job, arms[0], 0)

@@ -75,7 +75,7 @@ class EvaluateJob:
 class Progress:
     """Work done so far: `done` of `total` units; seconds_left is None until there is something to judge it by.
 
-    stage: "load", "calibrate", "compress", "distil", "sample" or "measure".
+    stage: "load", "calibrate", "compress", "allocate", "distil", "sample" or "measure".
     text: one short line for people, such as the name of a layer.
     """
 
@@ -153,11 +153,12 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The size of an arm before it is made; exact."""
+    """The size of an arm before it is made. exact: False while the bits of its layers are yet to be allocated."""
 
     arm: str
     label: str
     ledger: Ledger
+    exact: bool = True
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 A recipe is `label`, `summary`, and `rules`: a list of `pattern` and `quantizer` (a word such as "rvq:bits=3", a
 mapping, or null for 16 bits); the last rule that matches a layer wins, after VQDM's choice of layers. With `distil`
-(`updates`, `batch`, `lr` …) what is not a code learns from the original model afterwards. `base` is the fingerprint
-of the one model that the rules were tuned for.
+(`updates`, `batch`, `lr` …) what is not a code learns from the original model afterwards.
+
+Instead of rules a recipe may have `allocate`: quantizers to choose `among` and the most `bits` per quantized weight;
+which layer gets which is then measured per model. `allocated` holds the rules so found, by fingerprint of the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +22,23 @@ from sdvq_core.errors import ConfigError
 from sdvq_core.plan import VQDM_KEEPS, Rule
 from sdvq_core.quantizers import Quantizer, make, parse
 from sdvq_core.store.images import write_bytes
+from sdvq_core.targets import Target
 
-_KEYS = ("label", "summary", "rules", "distil", "base")
+_KEYS = ("label", "summary", "rules", "allocate", "allocated", "distil")
 FOLDER = Path(__file__).resolve().parent.parent / "presets"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named plan. `arm` is the word that selects it."""
+    """A named plan: rules, or a target and the rules that solve it by model. `arm` is the word that selects it."""
 
     name: str
     label: str
     summary: str
     rules: tuple[Rule, ...]
     distil: DistillationSettings | None = None
-    base: str = ""
+    target: Target | None = None
+    allocated: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
 
     @property
     def arm(self) -> str:
@@ -81,19 +85,39 @@ def _recipe(path: Path) -> Recipe:
     data = _read(path)
     unknown = sorted(set(data) - set(_KEYS))
     if unknown:
-        raise ConfigError(
-            f"{path.name} has the unknown key {unknown[0]!r}; a recipe has label, summary, rules, distil, base"
-        )
-    rules = data.get("rules")
-    if not isinstance(rules, list) or not rules:
-        raise ConfigError(f"{path.name} needs a list of rules, each with pattern and quantizer")
-    keeps = [Rule(pattern, None, optional=True) for pattern in VQDM_KEEPS]
-    own = [_rule(item, path.name) for item in rules]
-    first = [rule for rule in own if rule.pattern == "*"]
-    rest = [rule for rule in own if rule.pattern != "*"]
+        raise ConfigError(f"{path.name} has the unknown key {unknown[0]!r}; a recipe has {', '.join(_KEYS)}")
+    if ("rules" in data) == ("allocate" in data):
+        raise ConfigError(f"{path.name} needs either rules, or allocate with the quantizers to choose among and bits")
     label, summary = str(data.get("label", path.stem)), str(data.get("summary", ""))
     distil = _distil(data.get("distil"), path.name)
-    return Recipe(path.stem, label, summary, (*first, *keeps, *rest), distil, str(data.get("base", "")))
+    if "rules" in data:
+        return Recipe(path.stem, label, summary, _rules(data["rules"], path.name), distil)
+    target, known = _target(data["allocate"], path.name), data.get("allocated") or {}
+    if not isinstance(known, Mapping):
+        raise ConfigError(f"{path.name}: allocated holds lists of rules by fingerprint of the model, got {known!r}")
+    allocated = {str(base): _rules(rules, path.name) for base, rules in known.items()}
+    return Recipe(path.stem, label, summary, (), distil, target, allocated)
+
+
+def _rules(items: Any, owner: str) -> tuple[Rule, ...]:
+    """The recipe's own rules around VQDM's choice of layers: "*" before it, all others after it."""
+    if not isinstance(items, list) or not items:
+        raise ConfigError(f"{owner} needs a list of rules, each with pattern and quantizer")
+    keeps = [Rule(pattern, None, optional=True) for pattern in VQDM_KEEPS]
+    own = [_rule(item, owner) for item in items]
+    first = [rule for rule in own if rule.pattern == "*"]
+    rest = [rule for rule in own if rule.pattern != "*"]
+    return (*first, *keeps, *rest)
+
+
+def _target(value: Any, owner: str) -> Target:
+    if not isinstance(value, Mapping) or set(value) != {"among", "bits"} or not isinstance(value["among"], list):
+        raise ConfigError(f"{owner}: allocate takes among, a list of quantizers, and bits, a number; got {value!r}")
+    bits = value["bits"]
+    if isinstance(bits, bool) or not isinstance(bits, int | float):
+        raise ConfigError(f"{owner}: allocate.bits must be a number, got {bits!r}")
+    among = [_quantizer(item) for item in value["among"]]
+    return Target(tuple(one for one in among if one is not None), float(bits))
 
 
 def _distil(value: Any, owner: str) -> DistillationSettings | None:

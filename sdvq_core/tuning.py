@@ -1,134 +1,125 @@
-"""Makes a recipe for one model: bits allocated by what each layer's compression does to the model's output.
+"""Measures, for one model, what a target's quantizers do to its output, and solves for the rules of the target.
 
-Every layer is compressed by every candidate, the damages are measured (`allocation.py`), and the assignment with the
-least damage within a budget becomes the rules of a recipe, which from then on is an arm like any other.
+Damages are kept in the data folder, one file per quantizer and model: other bits, or one more candidate, cost no second
+measurement. A tuned recipe carries its solution for the model that it was tuned on, and is measured anew elsewhere.
 """
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdvq_core import statistics
-from sdvq_core.allocation import allocate, measure_damage
+from sdvq_core import presets, statistics
+from sdvq_core.allocation import measure_damage
 from sdvq_core.compress import compress
+from sdvq_core.diffusion.sources import Source
 from sdvq_core.distillation import DistillationSettings, Lessons, record_lessons
-from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.plan import CompressionPlan, Rule, vqdm_rules
 from sdvq_core.production import lesson_trajectories
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.quantizers import Quantizer
 from sdvq_core.records import LayerStats
-from sdvq_core.store import StatsFolder, blank_metadata
+from sdvq_core.store import StatsFolder
+from sdvq_core.store.images import write_bytes
+from sdvq_core.targets import Target, solve
 
 if TYPE_CHECKING:
     from sdvq_core.diffusion.base_model import BaseModel
 
 _PAIRS = 40  # of image and step, on which damages are measured
-_TRIES = 8
+_ALGORITHM = 1  # counts changes of the measurement
+
+Damage = Mapping[str, float]
 
 
-@dataclass
-class _Measured:
-    """What is known so far: candidates and their damages by layer, in the order of the quantizers."""
+def known_damage(source: Source, fingerprint: str, target: Target, data: Path) -> dict[str, list[float]] | None:
+    """Damages by layer, in the order of `target.among`, as kept in `data`; None while one is missing."""
+    kept = [_read(_path(source, fingerprint, one, data)) for one in target.among]
+    known = [damage for damage in kept if damage is not None]
+    if len(known) < len(kept):
+        return None
+    common = set.intersection(*(set(damage) for damage in known))
+    return {name: [damage[name] for damage in known] for name in sorted(common)}
 
-    candidates: dict[str, list[QuantizedTensor]] = field(default_factory=dict)
-    damage: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+def measure(base: BaseModel, target: Target, data: Path) -> Iterator[Progress | Notice]:
+    """Compress every layer by every quantizer of `target` and note the damages that are not kept yet."""
+    wanting = [one for one in target.among if _read(_path(base.source, base.fingerprint, one, data)) is None]
+    lessons: Lessons | None = None
+    for quantizer in wanting:
+        if lessons is None:
+            for event in record_lessons(base.unet, lesson_trajectories(base)[:1], 2 if base.source.guidance > 1 else 1):
+                if isinstance(event, Lessons):
+                    lessons = event
+                else:
+                    yield event
+        assert lessons is not None
+        yield from _measure(base, quantizer, lessons, data)
 
 
 def tune(
-    base: BaseModel, quantizers: Sequence[Quantizer], bits: float, distil: DistillationSettings | None, data: Path
+    base: BaseModel, target: Target, distil: DistillationSettings | None, data: Path
 ) -> Iterator[Progress | Notice | dict[str, Any]]:
-    """Progress, then a recipe (what its YAML file holds) of at most `bits` per quantized weight, codebooks included."""
-    if len(set(quantizers)) < 2:
-        raise ConfigError("name two quantizers or more to choose among, such as tcq:bits=2 and tcq:bits=4")
-    measured = _Measured()
-    yield from _compress(base, quantizers, data, measured)
-    yield from _measure(base, measured)
-    chosen = _within(base, quantizers, measured, bits)
-    yield _recipe(base, quantizers, chosen, bits, distil)
+    """Progress, then a recipe (what its YAML file holds) with its solution for this model."""
+    yield from measure(base, target, data)
+    damage = known_damage(base.source, base.fingerprint, target, data)
+    assert damage is not None
+    rules = solve(base.unet, target, damage)
+    words = [str(one) for one in target.among]
+    recipe: dict[str, Any] = {
+        "label": f"Allocated, {target.bits:g} bits",
+        "summary": f"{', '.join(words)}, allocated by measured damage to the model's output.",
+        "allocate": {"among": words, "bits": target.bits},
+        "allocated": {base.fingerprint: [_written(rule) for rule in rules if not rule.optional]},
+    }
+    yield recipe if distil is None else {**recipe, "distil": asdict(distil)}
 
 
-def _compress(
-    base: BaseModel, quantizers: Sequence[Quantizer], data: Path, measured: _Measured
-) -> Iterator[Progress | Notice]:
-    """Every layer by every quantizer."""
-    plans = [CompressionPlan.resolve(base.unet, tuple(vqdm_rules(quantizer))) for quantizer in quantizers]
+def _written(rule: Rule) -> dict[str, str]:
+    return {"pattern": rule.pattern, "quantizer": str(rule.quantizer)}
+
+
+def _measure(base: BaseModel, quantizer: Quantizer, lessons: Lessons, data: Path) -> Iterator[Progress | Notice]:
+    plan = CompressionPlan.resolve(base.unet, tuple(vqdm_rules(quantizer)))
     stats: Mapping[str, LayerStats] = {}
-    wanting = next((plan for plan in plans if statistics.calibrated_layers(plan)), None)
-    for event in statistics.gather(base, wanting, data) if wanting else ():
+    for event in statistics.gather(base, plan, data) if statistics.calibrated_layers(plan) else ():
         if isinstance(event, StatsFolder):
             stats = event
         else:
             yield event
-    for quantizer, plan in zip(quantizers, plans, strict=True):
-        for result in compress(base.unet, plan, stats):
-            measured.candidates.setdefault(result.record.name, []).append(result.tensor)
-            yield Progress("compress", str(quantizer), result.index + 1, result.total, result.record.name)
-
-
-def _measure(base: BaseModel, measured: _Measured) -> Iterator[Progress]:
-    """The damage of every candidate."""
-    guidance = base.source.guidance
-    lessons: Lessons | None = None
-    for event in record_lessons(base.unet, lesson_trajectories(base)[:1], 2 if guidance > 1 else 1):
-        if isinstance(event, Lessons):
-            lessons = event
-        else:
-            yield event
-    assert lessons is not None
-    for step in measure_damage(base.unet, measured.candidates, lessons, guidance, _PAIRS):
+    candidates: dict[str, Sequence[QuantizedTensor]] = {}
+    for result in compress(base.unet, plan, stats):
+        candidates[result.record.name] = [result.tensor]
+        yield Progress("compress", str(quantizer), result.index + 1, result.total, result.record.name)
+    for step in measure_damage(base.unet, candidates, lessons, base.source.guidance, _PAIRS):
         if isinstance(step, Progress):
             yield step
         else:
-            measured.damage = step
+            found = {name: values[0] for name, values in step.items()}
+            write_bytes(
+                _path(base.source, base.fingerprint, quantizer, data), json.dumps({"damage": found}, indent=1).encode()
+            )
 
 
-def _within(
-    base: BaseModel,
-    quantizers: Sequence[Quantizer],
-    measured: _Measured,
-    bits: float,
-) -> dict[str, int]:
-    """The best assignment whose ledger, shared codebooks included, stays within `bits`."""
-    candidates = measured.candidates
-    nbytes = {name: [weight.nbytes for weight in choices] for name, choices in candidates.items()}
-    total = sum(math.prod(choices[0].shape) for choices in candidates.values())
-    budget = int(total * bits / 8)
-    for _ in range(_TRIES):
-        chosen = allocate(nbytes, measured.damage, budget)
-        ledger = _plan(base, quantizers, chosen).ledger(blank_metadata(len(chosen)))
-        over = ledger.tensor_bytes - ledger.parts["kept"] - total * bits / 8
-        if over <= 0:
-            return chosen
-        budget -= math.ceil(over)
-    raise ConfigError(f"no assignment of at most {bits:g} bits was found; choose more bits or smaller codebooks")
+def _path(source: Source, fingerprint: str, quantizer: Quantizer, data: Path) -> Path:
+    """The file of one quantizer's damages on one model; its name changes with all that shapes them."""
+    shaping: list[Any] = [fingerprint, quantizer.digest, presets.calibration_prompts(source.tier), source.steps]
+    shaping += [source.guidance, _PAIRS, _ALGORITHM]
+    if quantizer.calibrated:
+        shaping.append(statistics.statistics_key(source, fingerprint))
+    digest = hashlib.sha256(json.dumps(shaping).encode()).hexdigest()[:24]
+    return data / "damages" / f"{digest}.json"
 
 
-def _plan(base: BaseModel, quantizers: Sequence[Quantizer], chosen: Mapping[str, int]) -> CompressionPlan:
-    rules = [*vqdm_rules(quantizers[0]), *(Rule(name, quantizers[index]) for name, index in chosen.items())]
-    return CompressionPlan.resolve(base.unet, tuple(rules))
-
-
-def _recipe(
-    base: BaseModel,
-    quantizers: Sequence[Quantizer],
-    chosen: Mapping[str, int],
-    bits: float,
-    distil: DistillationSettings | None,
-) -> dict[str, Any]:
-    most = max(range(len(quantizers)), key=lambda index: sum(found == index for found in chosen.values()))
-    rules = [{"pattern": "*", "quantizer": str(quantizers[most])}]
-    rules += [{"pattern": name, "quantizer": str(quantizers[index])} for name, index in chosen.items() if index != most]
-    words = ", ".join(map(str, quantizers))
-    recipe: dict[str, Any] = {
-        "label": f"Allocated, {bits:g} bits",
-        "summary": f"{words}, allocated by measured damage to the output of {base.source.name}.",
-        "base": base.fingerprint,
-        "rules": rules,
-    }
-    return recipe if distil is None else {**recipe, "distil": asdict(distil)}
+def _read(path: Path) -> Damage | None:
+    """None for a file that is not there or not whole: it is measured again."""
+    try:
+        found = json.loads(path.read_text("utf-8"))["damage"]
+        return {str(name): float(value) for name, value in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

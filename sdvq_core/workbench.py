@@ -44,6 +44,7 @@ from sdvq_core.quantizers import QuantizerInfo, catalogue, parse
 from sdvq_core.records import Report
 from sdvq_core.store import read_artifact, read_report, write_artifact
 from sdvq_core.store.images import write_png
+from sdvq_core.targets import Target
 from sdvq_core.tuning import tune
 
 if TYPE_CHECKING:
@@ -102,9 +103,10 @@ class Workbench:
         return {**versions(), **machine}
 
     def estimate(self, model: str, arm: str) -> Estimate:
-        """Size of an arm before it is made; exact, and quick."""
+        """Size of an arm before it is made; quick, and exact unless its bits are yet to be allocated."""
         parsed = parse_arm(arm)
-        return Estimate(arm, parsed.label, self.engine.ledger(model, parsed))
+        exact = self.engine.rules(model, parsed) is not None
+        return Estimate(arm, parsed.label, self.engine.ledger(model, parsed), exact)
 
     def inspect(self, artifact: str | Path) -> Report:
         """The report card of an artifact folder."""
@@ -118,7 +120,7 @@ class Workbench:
     def compress(self, model: str, arm: str, out: Path | None = None) -> Iterator[Progress | Notice | Report]:
         """Progress per layer, then the report; the artifact is in the cache, and in `out` as well where given."""
         parsed = parse_arm(arm)
-        if not parsed.rules:
+        if not parsed.compresses:
             raise ConfigError(
                 f"{arm} is nothing to compress; name a quantizer such as rvq:bits=3, or a recipe such as @preview"
             )
@@ -137,7 +139,7 @@ class Workbench:
         self, model: str, words: Sequence[str], bits: float, distil: DistillationSettings | None = None
     ) -> Iterator[Progress | Notice | dict[str, Any]]:
         """Progress, then a recipe for this model alone: bits allocated among the quantizers that `words` name."""
-        yield from tune(self.engine.base(model), [parse(word) for word in words], bits, distil, self.data)
+        yield from tune(self.engine.base(model), Target(tuple(map(parse, words)), bits), distil, self.data)
 
     def generate(self, model: str, arm: str, sampling: Sampling) -> Iterator[CompareEvent]:
         """One image of one arm: a comparison with nothing to compare with."""

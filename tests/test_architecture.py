@@ -27,6 +27,7 @@ TABLE = (
     ("production",),
     ("arms", "statistics"),
     ("compress", "diffusion", "presets"),
+    ("targets",),
     ("allocation",),
     ("distillation",),
     ("plan", "integrations", "calibration"),

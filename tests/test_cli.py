@@ -105,7 +105,8 @@ def test_quantizers(answer, run):
 @pytest.mark.parametrize("arm", ["fp16", "rtn", "@preview"])
 def test_estimate(answer, model, arm):
     found = answer("estimate", model, arm)
-    assert set(found) == {"arm", "ledger"}
+    assert set(found) == {"arm", "exact", "ledger"}
+    assert found["exact"]
     assert set(found["ledger"]) == LEDGER
     assert set(found["ledger"]["parts"]) == {"codes", "codebooks", "scales", "kept"}
     assert sum(found["ledger"]["parts"].values()) == found["ledger"]["tensor_bytes"]

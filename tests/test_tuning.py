@@ -1,7 +1,8 @@
-"""A recipe tuned for one model: within its bits, better than chance, refused on another model."""
+"""Bits allocated for one model: within their target, better than uniform, measured once."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import yaml
 
 from sdvq_core import presets
 from sdvq_core.arms import parse_arm
+from sdvq_core.distillation import DistillationSettings
 from sdvq_core.engine import Engine
 from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import Progress
 from sdvq_core.plan import vqdm_rules
 from sdvq_core.quantizers import parse
-from sdvq_core.tuning import tune
+from sdvq_core.targets import Target
+from sdvq_core.tuning import known_damage, measure, tune
+from sdvq_core.workbench import Workbench
 
-WORDS = ("rtn:bits=2", "rtn:bits=4", "rtn:bits=8")
+TARGET = Target(tuple(parse(word) for word in ("rtn:bits=2", "rtn:bits=4", "rtn:bits=8")), 4.6)
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def recipe(tiny_base: Any, quick: None, tmp_path: Path) -> dict[str, Any]:
-    *events, found = tune(tiny_base, [parse(word) for word in WORDS], 4.6, None, tmp_path)
+    *events, found = tune(tiny_base, TARGET, DistillationSettings(updates=2), tmp_path)
     assert {event.stage for event in events if isinstance(event, Progress)} == {"compress", "distil", "allocate"}
     return found
 
@@ -41,28 +45,83 @@ def folder(recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_recipe_keeps_to_its_bits(tiny_pipeline_folder: Path, recipe: dict[str, Any], folder: Path) -> None:
-    ledger = Engine(folder / "data", "cpu").ledger(str(tiny_pipeline_folder), parse_arm("@mine"))
+    engine, arm = Engine(folder / "elsewhere", "cpu"), parse_arm("@mine")
+    rules = engine.rules(str(tiny_pipeline_folder), arm)
+    assert rules, "a tuned recipe carries its solution"
+    ledger = engine.ledger(str(tiny_pipeline_folder), arm)
     assert 3.5 < (ledger.bits_per_quantized_weight or 0) <= 4.6
-    used = {rule["quantizer"] for rule in recipe["rules"]}
+    used = {rule.quantizer for rule in rules} - {None}
     assert len(used) >= 2
-    assert used <= {str(parse(word)) for word in WORDS}
+    assert used <= set(TARGET.among)
+    assert arm.distil == DistillationSettings(updates=2)
     assert yaml.safe_load((folder / "recipes" / "mine.yaml").read_text()) == recipe
 
 
-def test_it_is_refused_on_another_model(tiny_pipeline_folder: Path, recipe: dict[str, Any], folder: Path) -> None:
-    presets.write_recipe(folder / "recipes" / "mine.yaml", {**recipe, "base": "0" * 16})
-    with pytest.raises(ConfigError, match="tuned for another model"):
-        Engine(folder / "data", "cpu").ledger(str(tiny_pipeline_folder), parse_arm("@mine"))
+def test_another_model_is_measured_anew(tiny_pipeline_folder: Path, recipe: dict[str, Any], folder: Path) -> None:
+    foreign = {"0" * 16: next(iter(recipe["allocated"].values()))}
+    presets.write_recipe(folder / "recipes" / "mine.yaml", {**recipe, "allocated": foreign})
+    engine = Engine(folder / "elsewhere", "cpu")
+    assert engine.rules(str(tiny_pipeline_folder), parse_arm("@mine")) is None
+    assert Engine(folder, "cpu").rules(str(tiny_pipeline_folder), parse_arm("@mine")), "its damages are kept there"
+
+
+def test_damages_are_measured_once(tiny_base: Any, recipe: dict[str, Any], tmp_path: Path) -> None:
+    assert list(measure(tiny_base, TARGET, tmp_path)) == []
+    *events, other = tune(tiny_base, Target(TARGET.among, 6.0), None, tmp_path)
+    assert events == []
+    assert other["allocated"] != recipe["allocated"]
+
+
+def test_a_damaged_file_is_measured_again(tiny_base: Any, recipe: dict[str, Any], tmp_path: Path) -> None:
+    before = known_damage(tiny_base.source, tiny_base.fingerprint, TARGET, tmp_path)
+    victim = sorted((tmp_path / "damages").glob("*.json"))[0]
+    victim.write_text(victim.read_text()[:100])
+    assert known_damage(tiny_base.source, tiny_base.fingerprint, TARGET, tmp_path) is None
+    assert list(measure(tiny_base, TARGET, tmp_path))
+    assert known_damage(tiny_base.source, tiny_base.fingerprint, TARGET, tmp_path) == before
+    assert json.loads(victim.read_text())["damage"]
+
+
+def test_allocated_bits_do_less_damage_than_uniform_ones(tiny_base: Any, recipe: Any, tmp_path: Path) -> None:
+    """At the bytes of 4-bit everywhere the assignment may be that one, or better."""
+    damage = known_damage(tiny_base.source, tiny_base.fingerprint, TARGET, tmp_path)
+    assert damage is not None
+    nbytes = Engine(tmp_path, "cpu").ledger(str(tiny_base.source.location), parse_arm("rtn:bits=4"))
+    *_, found = tune(tiny_base, Target(TARGET.among, nbytes.bits_per_quantized_weight or 0), None, tmp_path)
+    rules = next(iter(found["allocated"].values()))
+    names = {str(one): index for index, one in enumerate(TARGET.among)}
+    by_layer = dict.fromkeys(damage, names[rules[0]["quantizer"]])
+    by_layer |= {rule["pattern"]: names[rule["quantizer"]] for rule in rules[1:]}
+    assert sum(damage[name][index] for name, index in by_layer.items()) <= sum(d[1] for d in damage.values()) + 1e-9
+
+
+def test_bits_in_between_are_allocated_when_they_are_compressed(
+    tiny_pipeline_folder: Path, quick: None, tmp_path: Path
+):
+    bench = Workbench(tmp_path, "cpu")
+    model = str(tiny_pipeline_folder)
+    about = bench.estimate(model, "rtn:bits=4.75")
+    assert not about.exact
+    *events, report = bench.compress(model, "rtn:bits=4.75")
+    assert {"compress", "allocate"} <= {event.stage for event in events if isinstance(event, Progress)}
+    assert len({layer.quantizer for layer in report.layers}) >= 2
+    exact = bench.estimate(model, "rtn:bits=4.75")
+    assert exact.exact
+    assert exact.ledger == report.ledger
+    assert (report.ledger.bits_per_quantized_weight or 9) <= 4.75
+    assert about.ledger.tensor_bytes == pytest.approx(report.ledger.tensor_bytes, rel=0.05)
 
 
 def test_mistakes_are_said(tiny_base: Any, quick: None, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="two quantizers or more"):
-        list(tune(tiny_base, [parse("rtn")], 4, None, tmp_path))
-    with pytest.raises(ConfigError, match="budget must be"):
-        list(tune(tiny_base, [parse("rtn:bits=4"), parse("rtn:bits=8")], 2, None, tmp_path))
+        Target((parse("rtn"),), 4)
+    with pytest.raises(ConfigError, match="above 0"):
+        Target(TARGET.among, float("nan"))
+    with pytest.raises(ConfigError, match=r"the least is \d\.\d+ bits"):
+        list(tune(tiny_base, Target((parse("rtn:bits=4"), parse("rtn:bits=8")), 2), None, tmp_path))
 
 
-def test_a_plain_quantizer_fits_every_model() -> None:
+def test_a_plain_quantizer_has_rules_for_every_model() -> None:
     arm = parse_arm("rtn")
-    assert arm.base == ""
+    assert arm.target is None
     assert arm.rules == tuple(vqdm_rules(parse("rtn")))

@@ -57,7 +57,9 @@ def quantizers(as_json: Json = False) -> None:
 def estimate(model: Model, arm: ArmWord, as_json: Json = False) -> None:
     """The exact size of an arm, before it is made."""
     found = _workbench().estimate(model, arm)
-    print_answer(as_json, {"arm": arm, "ledger": found.ledger.to_json()}, [f"{found.label}: {size(found.ledger)}"])
+    about = "" if found.exact else "about "
+    answer = {"arm": arm, "exact": found.exact, "ledger": found.ledger.to_json()}
+    print_answer(as_json, answer, [f"{found.label}: {about}{size(found.ledger)}"])
 
 
 @app.command()

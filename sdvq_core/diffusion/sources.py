@@ -155,9 +155,14 @@ def _nano_info() -> ModelInfo:
     return ModelInfo("nano", source.label, "nano", True, note, source.steps, source.guidance, source.resolution)
 
 
+def at_hand(source: Source) -> bool:
+    """Whether the model would load without network."""
+    return source.kind != "hub" or cached_folder(source.location) is not None
+
+
 def _preset_info(source: Source) -> ModelInfo:
-    at_hand = cached_folder(source.location) is not None
-    note = "in the Hugging Face cache" if at_hand else f"needs a download of about 7 GB from {source.location}"
+    here = at_hand(source)
+    note = "in the Hugging Face cache" if here else f"needs a download of about 7 GB from {source.location}"
     return ModelInfo(
-        source.name, source.label, source.tier, at_hand, note, source.steps, source.guidance, source.resolution
+        source.name, source.label, source.tier, here, note, source.steps, source.guidance, source.resolution
     )

@@ -211,6 +211,11 @@ def make(spec: Mapping[str, Value]) -> Quantizer:
 
 def parse(text: str) -> Quantizer:
     """The quantizer of `rtn`, `rtn:bits=4,group_size=64`; ConfigError says what is wrong."""
+    return make(read_word(text))
+
+
+def read_word(text: str) -> dict[str, Value]:
+    """`rtn:bits=4` -> {"name": "rtn", "bits": 4}: what stands there, whether or not it can be made."""
     name, _, tail = text.strip().partition(":")
     spec: dict[str, Value] = {"name": name}
     for item in filter(None, (part.strip() for part in tail.split(","))):
@@ -220,7 +225,7 @@ def parse(text: str) -> Quantizer:
         if key in spec:
             raise ConfigError(f"{name}: {key} is given twice")
         spec[key] = _number(value)
-    return make(spec)
+    return spec
 
 
 def _number(text: str) -> Value:
