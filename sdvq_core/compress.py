@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,27 +15,41 @@ from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.quantizers.base import Encoder
 from sdvq_core.records import LayerRecord, LayerStats
 
+Finished = Callable[[str], tuple[QuantizedTensor, LayerRecord] | None]
+
 
 @dataclass(frozen=True, eq=False)
 class LayerResult:
-    """One finished layer: its line of the table and its compressed weight. index counts from 0 to total - 1."""
+    """One finished layer: its line of the table and its compressed weight. index counts from 0 to total - 1.
+
+    fresh: False for one that an earlier run has finished.
+    """
 
     record: LayerRecord
     tensor: QuantizedTensor
     index: int
     total: int
+    fresh: bool = True
 
 
 def compress(
-    model: nn.Module, plan: CompressionPlan, stats: Mapping[str, LayerStats] | None = None
+    model: nn.Module,
+    plan: CompressionPlan,
+    stats: Mapping[str, LayerStats] | None = None,
+    done: Finished = lambda name: None,
 ) -> Iterator[LayerResult]:
     """Compress the layers of `model` as `plan` says; the model itself is not changed.
 
+    done: gives the layers that an earlier run of the same plan has finished; they are not computed again.
     LayerError names a layer with weights that are not finite, or that 16-bit scales cannot hold.
     """
     weights = {item.name: _weight(model, item.name) for item in plan.assignments}
     shared: dict[str, Encoder] = {}
     for index, item in enumerate(plan.assignments):
+        earlier = done(item.name)
+        if earlier is not None:
+            yield LayerResult(earlier[1], earlier[0], index, len(plan.assignments), fresh=False)
+            continue
         encode = _encoder(item, plan, weights, shared)
         layer_stats = (stats or {}).get(item.name)
         with torch.no_grad():

@@ -24,6 +24,7 @@ from sdvq_core.records import Ledger
 from sdvq_core.store import (
     Artifact,
     ModelStore,
+    Unfinished,
     blank_metadata,
     read_manifest,
     read_report,
@@ -107,12 +108,15 @@ class Engine:
             if arm.target is not None and self.rules(model, arm) is None:
                 yield from measure(self.base(model), arm.target, self.data)
             plan = self.plan(model, arm)
-            for event in produce(self.base(model), plan, arm, self.data):
+            key = self._key(model, arm, plan)
+            unfinished = Unfinished(self.data / "unfinished" / key)
+            for event in produce(self.base(model), plan, arm, self.data, unfinished):
                 if isinstance(event, Artifact):
-                    found = self.store.put(self._key(model, arm, plan), event)
+                    found = self.store.put(key, event)
                 else:
                     yield event
             assert found is not None
+            unfinished.remove()
         yield found
 
     def unet(self, model: str, arm: Arm) -> nn.Module:

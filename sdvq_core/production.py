@@ -5,25 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdvq_core import presets, statistics
 from sdvq_core.arms import Arm
-from sdvq_core.calibration import Trajectory
 from sdvq_core.compress import compress, layer_record
 from sdvq_core.diffusion.sources import Source
-from sdvq_core.distillation import Distilled, Lessons, distill, record_lessons
+from sdvq_core.distillation import Distilled, distill
 from sdvq_core.errors import SdvqError
-from sdvq_core.jobs import Notice, Progress, Sampling
+from sdvq_core.jobs import Notice, Progress
 from sdvq_core.plan import CompressionPlan
 from sdvq_core.qtensor import QuantizedTensor
-from sdvq_core.records import BaseInfo, LayerRecord, LayerStats
-from sdvq_core.store import Artifact, LayerEntry, Manifest, StatsFolder
+from sdvq_core.records import BaseInfo, Curve, LayerRecord, LayerStats
+from sdvq_core.store import Artifact, LayerEntry, Manifest, StatsFolder, Unfinished
 from sdvq_core.store.artifact import digest, stored_tensors
+from sdvq_core.teaching import teach
 from sdvq_core.version import __version__
 
 if TYPE_CHECKING:
@@ -31,22 +30,23 @@ if TYPE_CHECKING:
 
     from sdvq_core.diffusion.base_model import BaseModel
 
-_BATCH = {"nano": 16}  # prompts sampled together, by tier; one elsewhere
-_FIRST_SEED = 600_000_000  # of the lessons: neither calibration's nor one that people choose
-
 
 @dataclass
 class _Made:
     """What has been made so far."""
 
+    unfinished: Unfinished
     weights: dict[str, QuantizedTensor] = field(default_factory=dict)
     records: dict[str, LayerRecord] = field(default_factory=dict)
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+    curve: Curve = ()
 
 
-def produce(base: BaseModel, plan: CompressionPlan, arm: Arm, data: Path) -> Iterator[Progress | Notice | Artifact]:
-    """Progress, then the artifact of `arm`; `data` is where statistics are kept."""
-    made = _Made(kept=base.unet.state_dict())
+def produce(
+    base: BaseModel, plan: CompressionPlan, arm: Arm, data: Path, unfinished: Unfinished
+) -> Iterator[Progress | Notice | Artifact]:
+    """Progress, then the artifact of `arm`. data: where statistics are kept; unfinished: what is done already."""
+    made = _Made(unfinished, kept=base.unet.state_dict())
     for event in _produce(base, plan, arm, data, made):
         yield replace(event, arm=arm.word) if isinstance(event, Progress) else event
     yield _artifact(base, plan, arm, made)
@@ -84,58 +84,48 @@ def _produce(base: BaseModel, plan: CompressionPlan, arm: Arm, data: Path, made:
 
 def _compress(
     base: BaseModel, plan: CompressionPlan, stats: Mapping[str, LayerStats], made: _Made
-) -> Iterator[Progress]:
+) -> Iterator[Progress | Notice]:
     total = len(plan.assignments)
     sizes = [item.shape[0] * item.shape[1] for item in plan.assignments]
     start = time.monotonic()
     yield Progress("compress", "", 0, total, "fitting codebooks")
-    for result in compress(base.unet, plan, stats):
-        made.weights[result.record.name], made.records[result.record.name] = result.tensor, result.record
-        done = result.index + 1
-        left = (time.monotonic() - start) * sum(sizes[done:]) / max(1, sum(sizes[:done]))
-        yield Progress("compress", "", done, total, result.record.name, left)
+    fresh, resumed = 0, False
+    for result in compress(base.unet, plan, stats, made.unfinished.layer):
+        name, done = result.record.name, result.index + 1
+        if result.fresh:
+            made.unfinished.keep_layer(result.tensor, result.record)
+            fresh += sizes[result.index]
+        elif not resumed:
+            resumed = True
+            yield Notice("going on where an earlier run stopped")
+        made.weights[name], made.records[name] = result.tensor, result.record
+        left = (time.monotonic() - start) * sum(sizes[done:]) / fresh if fresh else None
+        yield Progress("compress", "", done, total, name, left)
 
 
 def _distil(
     base: BaseModel, plan: CompressionPlan, arm: Arm, stats: Mapping[str, LayerStats], made: _Made
 ) -> Iterator[Progress]:
     assert arm.distil is not None
-    guidance = base.source.guidance
-    lessons: Lessons | None = None
-    for event in record_lessons(base.unet, lesson_trajectories(base), 2 if guidance > 1 else 1):
-        if isinstance(event, Lessons):
-            lessons = event
-        else:
+    for event in teach(base, arm.distil, made.weights):
+        if isinstance(event, Progress):
             yield event
-    assert lessons is not None
-    for step in distill(base.unet, made.weights, lessons, guidance, arm.distil):
-        if isinstance(step, Progress):
-            yield step
-        else:
-            _take(step, base, plan, stats, made)
+            continue
+        for step in distill(base.unet, made.weights, event, base.source.guidance, arm.distil, made.unfinished):
+            if isinstance(step, Progress):
+                yield step
+            else:
+                _take(step, base, plan, stats, made)
 
 
 def _take(
     found: Distilled, base: BaseModel, plan: CompressionPlan, stats: Mapping[str, LayerStats], made: _Made
 ) -> None:
-    made.weights, made.kept = dict(found.weights), found.kept
+    made.weights, made.kept, made.curve = dict(found.weights), found.kept, found.curve
     state = base.unet.state_dict()
     for item in plan.assignments:
         weight = state[f"{item.name}.weight"]
         made.records[item.name] = layer_record(item, weight, found.weights[item.name], stats.get(item.name))
-
-
-def lesson_trajectories(base: BaseModel) -> Sequence[Trajectory]:
-    """The tier's calibration prompts, at other seeds than those of the statistics."""
-    from sdvq_core.diffusion.sampling import sample_batch
-
-    source, size = base.source, _BATCH.get(base.source.tier, 1)
-    all_of_them = [
-        Sampling(prompt, _FIRST_SEED + index, source.steps, source.guidance)
-        for index, prompt in enumerate(presets.calibration_prompts(source.tier))
-    ]
-    batches = [tuple(all_of_them[at : at + size]) for at in range(0, len(all_of_them), size)]
-    return [Trajectory(partial(sample_batch, base, base.unet, batch), source.steps) for batch in batches]
 
 
 def _artifact(base: BaseModel, plan: CompressionPlan, arm: Arm, made: _Made) -> Artifact:
@@ -150,7 +140,7 @@ def _artifact(base: BaseModel, plan: CompressionPlan, arm: Arm, made: _Made) -> 
     info = BaseInfo(base.source.name, base.fingerprint)
     manifest = Manifest(info, arm.word, layers, plan.fallbacks, digest(stored_tensors(weights, kept)))
     records = tuple(made.records[item.name] for item in plan.assignments)
-    return Artifact(_config(base.unet), manifest, weights, kept, records, versions())
+    return Artifact(_config(base.unet), manifest, weights, kept, records, versions(), made.curve)
 
 
 def _config(unet: Any) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+Curve = tuple[tuple[int, float], ...]  # (update, loss on held-out images) of a training
+
 PARTS = ("codes", "codebooks", "scales", "kept")
 
 
@@ -103,7 +105,7 @@ class BaseInfo:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known of one compressed UNet: what `compress` and `inspect` return."""
+    """All that is known of one compressed UNet: what `compress` and `inspect` return. curve: of its distillation."""
 
     artifact: str
     base: BaseInfo
@@ -112,6 +114,7 @@ class Report:
     layers: tuple[LayerRecord, ...]
     seconds: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    curve: Curve = ()
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "ledger": self.ledger.to_json(), "layers": [layer.to_json() for layer in self.layers]}

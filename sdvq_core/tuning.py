@@ -17,16 +17,16 @@ from sdvq_core import presets, statistics
 from sdvq_core.allocation import measure_damage
 from sdvq_core.compress import compress
 from sdvq_core.diffusion.sources import Source
-from sdvq_core.distillation import DistillationSettings, Lessons, record_lessons
+from sdvq_core.distillation import DistillationSettings, Lessons
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.plan import CompressionPlan, Rule, vqdm_rules
-from sdvq_core.production import lesson_trajectories
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.quantizers import Quantizer
 from sdvq_core.records import LayerStats
 from sdvq_core.store import StatsFolder
 from sdvq_core.store.images import write_bytes
 from sdvq_core.targets import Target, solve
+from sdvq_core.teaching import lessons
 
 if TYPE_CHECKING:
     from sdvq_core.diffusion.base_model import BaseModel
@@ -50,16 +50,16 @@ def known_damage(source: Source, fingerprint: str, target: Target, data: Path) -
 def measure(base: BaseModel, target: Target, data: Path) -> Iterator[Progress | Notice]:
     """Compress every layer by every quantizer of `target` and note the damages that are not kept yet."""
     wanting = [one for one in target.among if _read(_path(base.source, base.fingerprint, one, data)) is None]
-    lessons: Lessons | None = None
+    known: Lessons | None = None
     for quantizer in wanting:
-        if lessons is None:
-            for event in record_lessons(base.unet, lesson_trajectories(base)[:1], 2 if base.source.guidance > 1 else 1):
-                if isinstance(event, Lessons):
-                    lessons = event
-                else:
+        if known is None:
+            for event in lessons(base, batches=1):
+                if isinstance(event, Progress):
                     yield event
-        assert lessons is not None
-        yield from _measure(base, quantizer, lessons, data)
+                else:
+                    known = event
+        assert known is not None
+        yield from _measure(base, quantizer, known, data)
 
 
 def tune(
@@ -84,7 +84,7 @@ def _written(rule: Rule) -> dict[str, str]:
     return {"pattern": rule.pattern, "quantizer": str(rule.quantizer)}
 
 
-def _measure(base: BaseModel, quantizer: Quantizer, lessons: Lessons, data: Path) -> Iterator[Progress | Notice]:
+def _measure(base: BaseModel, quantizer: Quantizer, known: Lessons, data: Path) -> Iterator[Progress | Notice]:
     plan = CompressionPlan.resolve(base.unet, tuple(vqdm_rules(quantizer)))
     stats: Mapping[str, LayerStats] = {}
     for event in statistics.gather(base, plan, data) if statistics.calibrated_layers(plan) else ():
@@ -96,7 +96,7 @@ def _measure(base: BaseModel, quantizer: Quantizer, lessons: Lessons, data: Path
     for result in compress(base.unet, plan, stats):
         candidates[result.record.name] = [result.tensor]
         yield Progress("compress", str(quantizer), result.index + 1, result.total, result.record.name)
-    for step in measure_damage(base.unet, candidates, lessons, base.source.guidance, _PAIRS):
+    for step in measure_damage(base.unet, candidates, known, base.source.guidance, _PAIRS):
         if isinstance(step, Progress):
             yield step
         else:

@@ -25,7 +25,7 @@ TABLE = (
     ("engine",),
     ("tuning",),
     ("production",),
-    ("arms", "statistics"),
+    ("arms", "statistics", "teaching"),
     ("compress", "diffusion", "presets"),
     ("targets",),
     ("allocation",),

@@ -47,6 +47,18 @@ class Lessons:
         """The first images, and the others."""
         return self._take(slice(None, first)), self._take(slice(first, None))
 
+    def join(self, other: Lessons) -> Lessons:
+        """The images of both in turn; equally many, of equal steps."""
+        if self.latents.shape != other.latents.shape:
+            raise ConfigError(f"lessons to join must be alike, got {self.latents.shape} and {other.latents.shape}")
+
+        def mixed(one: Tensor, two: Tensor) -> Tensor:
+            return torch.stack([one, two], 1).flatten(0, 1)
+
+        added = {name: mixed(value, other.added[name]) for name, value in self.added.items()}
+        latents, outputs = mixed(self.latents, other.latents), mixed(self.outputs, other.outputs)
+        return Lessons(latents, self.times, outputs, mixed(self.states, other.states), added)
+
     def _take(self, part: slice) -> Lessons:
         added = {name: value[part] for name, value in self.added.items()}
         return Lessons(self.latents[part], self.times, self.outputs[part], self.states[part], added)
@@ -74,8 +86,14 @@ class _Call:
     added: dict[str, Tensor] = field(default_factory=dict)
 
 
-def record_lessons(teacher: nn.Module, trajectories: Sequence[Trajectory], halves: int) -> Iterator[Progress | Lessons]:
-    """Progress per call of `teacher`, then what it did; `halves` is 2 where the sampling is guided, else 1."""
+def record_lessons(
+    teacher: nn.Module, trajectories: Sequence[Trajectory], halves: int, student: nn.Module | None = None
+) -> Iterator[Progress | Lessons]:
+    """Progress per call, then what `teacher` did; `halves` is 2 where the sampling is guided, else 1.
+
+    student: the model whose sampling `trajectories` run, where that is not the teacher: the lessons are then what the
+    teacher would have answered to the student's inputs.
+    """
     if not trajectories:
         raise ConfigError("distillation needs at least one trajectory of the original model")
     parts: list[Lessons] = []
@@ -83,11 +101,13 @@ def record_lessons(teacher: nn.Module, trajectories: Sequence[Trajectory], halve
     done = 0
     for trajectory in trajectories:
         call = _Call()
-        hook = teacher.register_forward_hook(_listener(call, halves), with_kwargs=True)
+        other = None if student is None else teacher
+        hook = (student or teacher).register_forward_hook(_listener(call, halves, other), with_kwargs=True)
         try:
             for _ in trajectory.run():
                 done += 1
-                yield Progress("distil", "", done, total, "sampling the original model")
+                whose = "original" if student is None else "compressed"
+                yield Progress("distil", "", done, total, f"sampling the {whose} model")
         finally:
             hook.remove()
         parts.append(_lessons(call))
@@ -101,8 +121,10 @@ def record_lessons(teacher: nn.Module, trajectories: Sequence[Trajectory], halve
     )
 
 
-def _listener(call: _Call, halves: int) -> Any:
+def _listener(call: _Call, halves: int, teacher: nn.Module | None) -> Any:
     def listen(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], answer: Any) -> None:
+        if teacher is not None:
+            answer = teacher(*arguments, **keywords)
         latents, time = arguments[0], arguments[1]
         call.latents.append(_kept(latents[: len(latents) // halves]))
         call.times.append(torch.as_tensor(time).detach().reshape(()).float().cpu())

@@ -76,6 +76,12 @@ class Student:
         """(name, parameter) of all that learns, each once."""
         return ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
 
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Set the parameters, by their names in `parameters`."""
+        for name, parameter in self.parameters():
+            parameter.copy_(values[name])
+
     def weights(self) -> dict[str, QuantizedTensor]:
         """The compressed weights as learnt, in their stored dtypes."""
         found, halves = {}, dict[int, Tensor]()
@@ -96,6 +102,16 @@ class Student:
             for name, value in self.model.state_dict().items()
             if ".parametrizations." not in name
         }
+
+
+def decoded_copy(original: nn.Module, weights: Mapping[str, QuantizedTensor]) -> nn.Module:
+    """A plain copy of `original` with the decoded weights in place; nothing in it learns."""
+    model = copy.deepcopy(original).requires_grad_(False)
+    for name, weight in weights.items():
+        plain = model.get_submodule(name).weight
+        assert isinstance(plain, Tensor)
+        plain.copy_(weight.dequantize(plain.dtype))
+    return model
 
 
 def _learnt(weight: QuantizedTensor, shared: dict[str, Learnt]) -> dict[str, Learnt]:

@@ -1,7 +1,6 @@
-"""The training: a student learns its teacher's outputs on the teacher's trajectories; the best state is kept.
+"""The training: a student learns its teacher's outputs on recorded trajectories; the best state is kept.
 
-With guidance g the sampler follows ``u + g (c - u)``, so what matters is the error of that combination: the loss is its
-mean square, plus a share of the plain mean square of both halves.
+Held-out images judge the state at every look; a run that was killed goes on from its last look, to the same numbers.
 """
 
 from __future__ import annotations
@@ -9,37 +8,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sdvq_core.distillation.lessons import Lessons
+from sdvq_core.distillation.loss import lesson_loss
+from sdvq_core.distillation.settings import DistillationSettings
 from sdvq_core.distillation.student import Student
 from sdvq_core.errors import ConfigError, SdvqError
 from sdvq_core.jobs import Progress
 from sdvq_core.qtensor import QuantizedTensor
+from sdvq_core.records import Curve
 
 _HELD_OUT = 1 / 8  # of the images: judge the state, never train it
 _LEAST_SIZE = 0.01  # of an array, for its learning rate
-_PLAIN = 0.1  # share of the plain error of both halves in the loss
-
-
-@dataclass(frozen=True)
-class DistillationSettings:
-    """Updates of `batch` pairs of image and step each; lr is in units of each array's own size."""
-
-    updates: int = 400
-    batch: int = 16
-    lr: float = 1e-3
-    warm_up: int = 20
-    look_every: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("updates", "batch", "look_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +33,15 @@ class Distilled:
 
     weights: Mapping[str, QuantizedTensor]
     kept: Mapping[str, Tensor]
-    curve: tuple[tuple[int, float], ...]
+    curve: Curve
+
+
+class Checkpoint(Protocol):
+    """Where a state of training is kept."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None: ...
+
+    def keep_state(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None: ...
 
 
 def distill(
@@ -57,48 +50,73 @@ def distill(
     lessons: Lessons,
     guidance: float,
     settings: DistillationSettings,
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[Progress | Distilled]:
-    """Progress per update, then the student at its best; `original` is not changed."""
+    """Progress per update, then the student at its best; `original` is not changed.
+
+    checkpoint: is given the state at every look, and asked for one at the start.
+    """
     student = Student(original, weights)
     held_out, lessons = lessons.split(max(1, round(_HELD_OUT * len(lessons))))
     if not len(lessons):
         raise ConfigError("distillation needs two images or more, one of them to judge by")
     training = _Training(student, guidance, settings)
-    best, curve, kept_loss = (student.weights(), student.kept()), [(0, training.judge(held_out))], math.inf
-    kept_loss = curve[0][1]
-    start = time.monotonic()
-    for update in range(1, settings.updates + 1):
-        training.update(lessons, update)
-        if update % settings.look_every == 0 or update == settings.updates:
-            curve.append((update, training.judge(held_out)))
-            if curve[-1][1] < kept_loss:
-                best, kept_loss = (student.weights(), student.kept()), curve[-1][1]
-        left = (time.monotonic() - start) / update * (settings.updates - update)
-        text = f"error on held-out images {kept_loss / curve[0][1]:.3f} of the start's"
-        yield Progress("distil", "", update, settings.updates, text, left)
-    yield Distilled(*best, tuple(curve))
+    earlier = checkpoint.state() if checkpoint is not None else None
+    if earlier is None:
+        training.look(0, held_out)
+    else:
+        training.restore(*earlier)
+    start, first = time.monotonic(), training.done
+    while training.done < settings.updates and not training.stalled:
+        training.update(lessons, training.done + 1)
+        if training.done % settings.look_every == 0 or training.done == settings.updates:
+            training.look(training.done, held_out)
+            if checkpoint is not None:
+                checkpoint.keep_state(*training.state())
+        left = (time.monotonic() - start) / (training.done - first) * (settings.updates - training.done)
+        text = f"error on held-out images {training.least / training.curve[0][1]:.3f} of the start's"
+        yield Progress("distil", "", training.done, settings.updates, text, left)
+    student.load(training.best)
+    yield Distilled(student.weights(), student.kept(), tuple(training.curve))
 
 
+@dataclass
 class _Training:
-    """Optimiser, random choices and loss of one student."""
+    """Optimiser, random choices, looks and best state of one student."""
 
-    def __init__(self, student: Student, guidance: float, settings: DistillationSettings) -> None:
-        self.model, self.guidance, self.settings = student.model.train(), guidance, settings
-        groups = []
-        for name, value in student.parameters():
-            own = (
-                settings.lr if name.endswith(".change") else settings.lr * float(value.detach().square().mean().sqrt())
-            )
-            groups.append({"params": [value], "lr": max(own, 0.01 * settings.lr), "base": max(own, 0.01 * settings.lr)})
+    student: Student
+    guidance: float
+    settings: DistillationSettings
+    done: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.model = self.student.model.train()
+        groups = [
+            {"params": [value], "lr": rate, "base": rate}
+            for name, value in self.student.parameters()
+            for rate in [self.settings.lr * (1.0 if name.endswith(".change") else max(_LEAST_SIZE, _size(value)))]
+        ]
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.generator = torch.Generator().manual_seed(self.settings.seed)
+
+    @property
+    def least(self) -> float:
+        return min(loss for _, loss in self.curve)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the last `patience` looks brought no new best."""
+        losses = [loss for _, loss in self.curve]
+        return len(losses) - 1 - losses.index(min(losses)) >= self.settings.patience
 
     def update(self, lessons: Lessons, number: int) -> None:
         """One step of the optimiser on a random batch."""
         size = self.settings.batch
         images = torch.randint(len(lessons), (size,), generator=self.generator)
         steps = torch.randint(lessons.steps, (size,), generator=self.generator)
-        loss = self._loss(lessons, images, steps)
+        loss = lesson_loss(self.model, lessons, (images, steps), self.guidance)
         if not bool(torch.isfinite(loss)):
             raise SdvqError(f"distillation diverged at update {number}; use a smaller learning rate")
         self.optimizer.zero_grad(set_to_none=True)
@@ -107,45 +125,50 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * self._schedule(number)
         self.optimizer.step()
+        self.done = number
+
+    def look(self, number: int, held_out: Lessons) -> None:
+        """Judge the state on held-out images; keep it if it is the best so far."""
+        loss = self._judge(held_out)
+        if not self.curve or loss < self.least:
+            self.best = {name: value.detach().clone() for name, value in self.student.parameters()}
+        self.curve.append((number, loss))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the rest of the training depends on."""
+        tensors = {f"best.{name}": value for name, value in self.best.items()}
+        tensors["generator"] = self.generator.get_state()
+        for name, value in self.student.parameters():
+            tensors[f"now.{name}"] = value
+            for key, moment in self.optimizer.state[value].items():
+                tensors[f"{key}.{name}"] = torch.as_tensor(moment)
+        return tensors, {"done": self.done, "curve": self.curve}
+
+    def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Back to what `state` gave."""
+        self.done, self.curve = about["done"], [(int(number), float(loss)) for number, loss in about["curve"]]
+        self.best = {name: tensors[f"best.{name}"] for name, _ in self.student.parameters()}
+        self.student.load({name: tensors[f"now.{name}"] for name, _ in self.student.parameters()})
+        self.generator.set_state(tensors["generator"])
+        for name, value in self.student.parameters():
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if f"{key}.{name}" in tensors:
+                    moment = tensors[f"{key}.{name}"]
+                    self.optimizer.state[value][key] = moment if key == "step" else moment.to(value.device)
 
     @torch.no_grad()
-    def judge(self, lessons: Lessons) -> float:
+    def _judge(self, lessons: Lessons) -> float:
         """The loss over all steps of the held-out images."""
         total, size = 0.0, self.settings.batch
         pairs = torch.cartesian_prod(torch.arange(len(lessons)), torch.arange(lessons.steps))
         for part in pairs.split(size):
-            total += float(self._loss(lessons, part[:, 0], part[:, 1])) * len(part)
+            total += float(lesson_loss(self.model, lessons, (part[:, 0], part[:, 1]), self.guidance)) * len(part)
         return total / len(pairs)
 
     def _schedule(self, number: int) -> float:
         warm = min(1.0, number / max(1, self.settings.warm_up))
         return warm * 0.5 * (1 + math.cos(math.pi * (number - 1) / self.settings.updates))
 
-    def _loss(self, lessons: Lessons, images: Tensor, steps: Tensor) -> Tensor:
-        arguments, wanted = lessons.batch(images, steps)
-        device = next(self.model.parameters()).device
-        answer = self.model(**to_device(arguments, device), return_dict=False)[0]
-        error = answer - wanted.to(device)  # [B * n, C, h, w]
-        guided = guided_error(error, lessons.halves, self.guidance)
-        return guided if lessons.halves == 1 else guided + _PLAIN * error.square().mean()
 
-
-def guided_error(error: Tensor, halves: int, guidance: float) -> Tensor:
-    """Mean square of what the sampler sees of error [B * n, C, h, w]: u + g (c - u) of the halves u and c, if two."""
-    if halves == 1:
-        return error.square().mean()
-    free, told = error.chunk(2)
-    combined: Tensor = free + guidance * (told - free)
-    return combined.square().mean()
-
-
-def to_device(arguments: Mapping[str, object], device: torch.device) -> dict[str, object]:
-    moved: dict[str, object] = {}
-    for name, value in arguments.items():
-        if isinstance(value, Tensor):
-            moved[name] = value.to(device)
-        elif isinstance(value, Mapping):
-            moved[name] = to_device(value, device)
-        else:
-            moved[name] = value
-    return moved
+def _size(value: Tensor) -> float:
+    return float(value.detach().square().mean().sqrt())

@@ -24,7 +24,7 @@ from torch import Tensor
 from sdvq_core.errors import ConfigError, StoreError
 from sdvq_core.ledger import SHARED_PREFIX, build_ledger
 from sdvq_core.qtensor import QuantizedTensor, TensorSpec, get_format
-from sdvq_core.records import LayerRecord, Report
+from sdvq_core.records import Curve, LayerRecord, Report
 from sdvq_core.store.manifest import (
     CARD_KEY,
     CONFIG_NAME,
@@ -49,6 +49,7 @@ class Artifact:
     kept: Mapping[str, Tensor]
     records: tuple[LayerRecord, ...]
     versions: Mapping[str, str]
+    curve: Curve = ()
 
 
 def stored_tensors(weights: Mapping[str, QuantizedTensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -83,7 +84,7 @@ def write_artifact(folder: Path, artifact: Artifact, replace: bool = True) -> No
         tensors = {
             name: tensor.contiguous() for name, tensor in stored_tensors(artifact.weights, artifact.kept).items()
         }
-        save_file(tensors, temporary / WEIGHTS_NAME, card_metadata(artifact.records, artifact.versions))
+        save_file(tensors, temporary / WEIGHTS_NAME, card_metadata(artifact.records, artifact.versions, artifact.curve))
         config = {**artifact.unet_config, "quantization_config": artifact.manifest.to_json()}
         (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
         for name in (WEIGHTS_NAME, CONFIG_NAME):
@@ -108,8 +109,8 @@ def read_artifact(folder: Path) -> Artifact:
     weights = {name: _weight(name, entry, tensors) for name, entry in manifest.layers.items()}
     used = set(stored_tensors(weights, {}))
     kept = {name: tensor for name, tensor in tensors.items() if name not in used}
-    records, versions = parse_card(card, manifest)
-    return Artifact(config, manifest, weights, kept, records, versions)
+    records, versions, curve = parse_card(card, manifest)
+    return Artifact(config, manifest, weights, kept, records, versions, curve)
 
 
 def read_report(folder: Path) -> Report:
@@ -117,7 +118,7 @@ def read_report(folder: Path) -> Report:
     _, manifest = read_manifest(folder)
     with _open(folder) as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
-        records, versions = parse_card((file.metadata() or {}).get(CARD_KEY, ""), manifest)
+        records, versions, curve = parse_card((file.metadata() or {}).get(CARD_KEY, ""), manifest)
     specs: dict[str, TensorSpec] = {}
     for layer, entry in manifest.layers.items():
         for name, spec in _spec(layer, entry).items():
@@ -131,7 +132,7 @@ def read_report(folder: Path) -> Report:
     shapes = [entry.shape for entry in manifest.layers.values()]
     nbytes = (folder / WEIGHTS_NAME).stat().st_size
     ledger = build_ledger(shapes, {**kept, **specs}, nbytes, manifest.fallbacks)
-    return Report(str(folder), manifest.base, manifest.recipe, ledger, records, versions=versions)
+    return Report(str(folder), manifest.base, manifest.recipe, ledger, records, versions=versions, curve=curve)
 
 
 def _spec(layer: str, entry: LayerEntry) -> dict[str, TensorSpec]:

@@ -15,13 +15,14 @@ from typing import Any
 
 from sdvq_core.errors import StoreError
 from sdvq_core.qtensor import Meta
-from sdvq_core.records import BaseInfo, Fallback, LayerRecord
+from sdvq_core.records import BaseInfo, Curve, Fallback, LayerRecord
 
 FORMAT_VERSION = 1
 QUANT_METHOD = "sdvq"
 CONFIG_NAME = "config.json"
 CARD_KEY = "sdvq_report"
 _CARD_NBYTES, _CARD_LAYER_NBYTES = 4096, 320
+_CURVE_POINTS = 64
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], Manifest]:
     return config, Manifest.from_json(config.pop("quantization_config"))
 
 
-def card_metadata(records: Sequence[LayerRecord], versions: Mapping[str, str]) -> dict[str, str]:
-    """The file's metadata: layer table and library versions, padded to a room that depends on the layer count alone."""
+def card_metadata(records: Sequence[LayerRecord], versions: Mapping[str, str], curve: Curve = ()) -> dict[str, str]:
+    """The file's metadata: layer table, versions, loss curve, padded to a room that the layer count alone decides."""
     rows = [
         [
             r.name,
@@ -119,7 +120,8 @@ def card_metadata(records: Sequence[LayerRecord], versions: Mapping[str, str]) -
         ]
         for r in records
     ]
-    text = json.dumps({"versions": dict(versions), "layers": rows}, separators=(",", ":"))
+    card = {"versions": dict(versions), "layers": rows, "curve": _thinned(curve)}
+    text = json.dumps(card, separators=(",", ":"))
     room = _CARD_NBYTES + _CARD_LAYER_NBYTES * len(rows)
     return {CARD_KEY: text + " " * (room - len(json.dumps(text)))}
 
@@ -129,10 +131,10 @@ def blank_metadata(layers: int) -> dict[str, str]:
     return {CARD_KEY: " " * (_CARD_NBYTES + _CARD_LAYER_NBYTES * layers - 2)}
 
 
-def parse_card(text: str, manifest: Manifest) -> tuple[tuple[LayerRecord, ...], dict[str, str]]:
-    """(layer table, versions) from the card; both empty for a folder that another library saved again, without one."""
+def parse_card(text: str, manifest: Manifest) -> tuple[tuple[LayerRecord, ...], dict[str, str], Curve]:
+    """(layer table, versions, loss curve); all empty for a folder that another library saved again, without a card."""
     if not text:
-        return (), {}
+        return (), {}, ()
     try:
         card = json.loads(text)
         records = tuple(
@@ -141,9 +143,17 @@ def parse_card(text: str, manifest: Manifest) -> tuple[tuple[LayerRecord, ...], 
             )
             for name, quantizer, bits, nbytes, error, output in card["layers"]
         )
-        return records, dict(card["versions"])
+        curve = tuple((int(update), float(loss)) for update, loss in card.get("curve", ()))
+        return records, dict(card["versions"]), curve
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"the artifact's report card is damaged ({error}); compress the model again") from None
+
+
+def _thinned(curve: Curve) -> list[list[float]]:
+    """At most _CURVE_POINTS of the curve, first and last among them."""
+    count = min(len(curve), _CURVE_POINTS)
+    picks = [round(i * (len(curve) - 1) / max(1, count - 1)) for i in range(count)]
+    return [[curve[i][0], float(f"{curve[i][1]:.5e}")] for i in picks]
 
 
 def _kind(entry: LayerEntry) -> str:

@@ -30,6 +30,8 @@ def _row(item: Estimate | SdvqError) -> str:
     if isinstance(item, SdvqError):
         return f'<tr class="bad"><td colspan="4">{escape(sentence(item))}</td></tr>'
     ledger = item.ledger
-    cells = (wording.bits(ledger), wording.size(ledger.tensor_bytes), wording.ratio(ledger))
+    cells = [wording.bits(ledger), wording.size(ledger.tensor_bytes), wording.ratio(ledger)]
+    if not item.exact:
+        cells = [f"≈ {cell}" for cell in cells]
     label = f'<th scope="row" title="{escape(item.label)}">{escape(item.arm)}</th>'
     return f"<tr>{label}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"

@@ -14,7 +14,15 @@ from sdvq_core.arms import parse_arm
 from sdvq_core.calibration import Trajectory
 from sdvq_core.compress import compress
 from sdvq_core.diffusion.sampling import sample_batch
-from sdvq_core.distillation import DistillationSettings, Distilled, Lessons, Student, distill, record_lessons
+from sdvq_core.distillation import (
+    DistillationSettings,
+    Distilled,
+    Lessons,
+    Student,
+    decoded_copy,
+    distill,
+    record_lessons,
+)
 from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import Progress, Sampling
 from sdvq_core.nn import swap_layer
@@ -22,7 +30,7 @@ from sdvq_core.plan import CompressionPlan, vqdm_rules
 from sdvq_core.presets import find_recipe
 from sdvq_core.production import produce, recipe_digest
 from sdvq_core.quantizers import parse
-from sdvq_core.store import Artifact, read_artifact, read_report, write_artifact
+from sdvq_core.store import Artifact, Unfinished, read_artifact, read_report, write_artifact
 
 WORD = "rvq:codebooks=2,code_bits=4,beam=2"
 QUICK = DistillationSettings(updates=6, batch=4, lr=3e-3, warm_up=1, look_every=2)
@@ -108,6 +116,30 @@ def test_a_run_that_only_gets_worse_gives_the_start_back(tiny_base: Any, lessons
     assert all(torch.equal(worse.weights[name].tensors["scale"], before[name].tensors["scale"]) for name in before)
 
 
+def test_training_stops_when_nothing_gets_better(tiny_base: Any, lessons: Lessons) -> None:
+    hopeless = replace(QUICK, updates=40, lr=0.5, patience=2)
+    *_, found = distill(tiny_base.unet, weights_of(tiny_base), lessons, 3.0, hopeless)
+    losses = [loss for _, loss in found.curve]
+    assert len(losses) < 21
+    assert losses.index(min(losses)) == len(losses) - 3
+
+
+def test_lessons_may_follow_the_student(tiny_base: Any, lessons: Lessons) -> None:
+    student = decoded_copy(tiny_base.unet, weights_of(tiny_base))
+    runs = [
+        Trajectory(partial(sample_batch, tiny_base, student, [Sampling("a red frog", s, 3, 3.0) for s in (0, 1)]), 3)
+    ]
+    *_, found = record_lessons(tiny_base.unet, runs, 2, student)
+    assert torch.equal(found.latents[:, 0], lessons.latents[:2, 0]), "the noise is the same"
+    assert not torch.allclose(found.latents[:, 2], lessons.latents[:2, 2]), "the way is not"
+    arguments, wanted = found.batch(torch.tensor([1]), torch.tensor([2]))
+    with torch.no_grad():
+        torch.testing.assert_close(tiny_base.unet(**arguments, return_dict=False)[0], wanted, rtol=1e-4, atol=1e-5)
+    both = lessons.split(2)[0].join(found)
+    assert torch.equal(both.latents[0::2], lessons.latents[:2])
+    assert torch.equal(both.outputs[1::2], found.outputs)
+
+
 def test_the_original_is_left_alone(tiny_base: Any, distilled: Distilled) -> None:
     assert not any(parameter.requires_grad and parameter.grad is not None for parameter in tiny_base.unet.parameters())
     assert not any("parametrizations" in name for name in tiny_base.unet.state_dict())
@@ -121,12 +153,16 @@ def test_same_settings_same_numbers(tiny_base: Any, lessons: Lessons, distilled:
 def test_an_arm_with_distillation_is_an_artifact_of_the_promised_size(tiny_base: Any, tmp_path: Path) -> None:
     arm = replace(parse_arm(WORD), distil=QUICK)
     plan = CompressionPlan.resolve(tiny_base.unet, arm.rules)
-    *_, artifact = produce(tiny_base, plan, arm, tmp_path / "data")
+    *_, artifact = produce(tiny_base, plan, arm, tmp_path / "data", Unfinished(tmp_path / "unfinished"))
     assert isinstance(artifact, Artifact)
     write_artifact(tmp_path / "out", artifact)
     plain = recipe_digest(tiny_base.source, "0", plan, parse_arm(WORD))
     assert recipe_digest(tiny_base.source, "0", plan, arm) != plain
     again = read_artifact(tmp_path / "out")
+    losses = [loss for _, loss in again.curve]
+    assert [update for update, _ in again.curve] == [0, 2, 4, 6]
+    assert min(losses) < losses[0]
+    assert read_report(tmp_path / "out").curve == again.curve
     assert set(again.kept) == set(plan.kept)
     bias = next(name for name in plan.kept if name.endswith(".bias"))
     assert read_report(tmp_path / "out").ledger.tensor_bytes == sum(
@@ -148,7 +184,13 @@ def test_recipes_may_ask_for_it(tmp_path: Path) -> None:
     (folder / "good.yaml").write_text(rules + "distil: {updates: 10, lr: 0.01}\n")
     found = find_recipe("good", tmp_path).distil
     assert found == DistillationSettings(updates=10, lr=0.01)
-    for bad in ("distil: 5", "distil: {epochs: 3}", "distil: {updates: many}", "distil: {updates: 0}"):
+    for bad in (
+        "distil: 5",
+        "distil: {epochs: 3}",
+        "distil: {updates: many}",
+        "distil: {updates: 0}",
+        "distil: {follow: me}",
+    ):
         (folder / "good.yaml").write_text(rules + bad + "\n")
         with pytest.raises(ConfigError):
             find_recipe("good", tmp_path)

@@ -1,0 +1,91 @@
+"""A compression that was stopped goes on: the same bytes as an undisturbed run, at most one layer computed twice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdvq_core import presets
+from sdvq_core.arms import Arm, parse_arm
+from sdvq_core.distillation import DistillationSettings
+from sdvq_core.engine import Engine
+from sdvq_core.jobs import Notice, Progress
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+QUICK = DistillationSettings(updates=6, batch=2, warm_up=1, look_every=2, lr=3e-3)
+
+
+@pytest.fixture
+def two_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets, "calibration_prompts", lambda tier: ["a red frog", "a blue frog"])
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the layers that were really computed."""
+    names: list[str] = []
+    room = import_module("sdvq_core.compress")  # sdvq_core.compress is the function of that name
+    record = room.layer_record
+
+    def noted(item: Any, *rest: Any) -> Any:
+        names.append(item.name)
+        return record(item, *rest)
+
+    monkeypatch.setattr(room, "layer_record", noted)
+    return names
+
+
+def stop_at(engine: Engine, model: str, arm: Arm, place: int, text: str = "") -> None:
+    """Stop at the `place`-th unit of the compression, or of the stage whose progress says `text`."""
+    events: Iterator[Any] = engine.compress(model, arm)
+    for event in events:
+        wanted = isinstance(event, Progress) and (text in event.text if text else event.stage == "compress")
+        if wanted and event.done == place:
+            events.close()  # type: ignore[attr-defined]
+            return
+    raise AssertionError(f"never at {place}")
+
+
+def run(engine: Engine, model: str, arm: Arm) -> tuple[bytes, list[Any]]:
+    *events, folder = engine.compress(model, arm)
+    return (folder / WEIGHTS).read_bytes(), events
+
+
+@pytest.mark.parametrize("word", ["rvq:bits=2", "rtn", "aq:bits=2,rounds=1,sweeps=1"])
+def test_layers_are_not_computed_twice(
+    tiny_pipeline_folder: Path, two_prompts: None, computed: list[str], tmp_path: Path, word: str
+) -> None:
+    model, arm = str(tiny_pipeline_folder), parse_arm(word)
+    wanted, _ = run(Engine(tmp_path / "whole", "cpu"), model, arm)
+    total = len(computed)
+    computed.clear()
+    rng = random.Random(word)
+    for place in sorted(rng.sample(range(1, total), 3)):
+        stop_at(Engine(tmp_path / "stopped", "cpu"), model, arm, place)
+    found, events = run(Engine(tmp_path / "stopped", "cpu"), model, arm)
+    assert found == wanted
+    assert len(computed) <= total + 3
+    assert any(isinstance(event, Notice) and "earlier run" in event.text for event in events)
+    assert not list((tmp_path / "stopped" / "unfinished").iterdir())
+
+
+@pytest.mark.parametrize("place", [1, 2, 3, 5])
+def test_distillation_goes_on_from_its_last_look(
+    tiny_pipeline_folder: Path, two_prompts: None, tmp_path: Path, place: int
+) -> None:
+    model, arm = str(tiny_pipeline_folder), replace(parse_arm("rvq:codebooks=2,code_bits=4"), distil=QUICK)
+    wanted, _ = run(Engine(tmp_path / "whole", "cpu"), model, arm)
+    stop_at(Engine(tmp_path / "stopped", "cpu"), model, arm, place, "held-out")
+    found, after = run(Engine(tmp_path / "stopped", "cpu"), model, arm)
+    assert found == wanted
+    assert updates(after) == list(range(place - place % 2 + 1, 7))
+
+
+def updates(events: list[Any]) -> list[int]:
+    return [e.done for e in events if isinstance(e, Progress) and e.stage == "distil" and "held-out" in e.text]
