@@ -34,6 +34,7 @@ TABLE = (
     ("nn",),
     ("formats", "ledger", "metrics", "plots"),
     ("kernels", "qtensor", "jobs"),
+    ("summaries",),
     ("bitpack", "grouping", "kmeans", "records"),
     ("errors", "naming", "version"),
 )
@@ -43,6 +44,7 @@ TRAINING = "nano"  # makes the bundled model; nothing imports it
 HEAVY = {  # library -> rooms that may import it
     "gradio": {"ui"},
     "plotly": {"plots"},
+    "jinja2": {"evaluation"},
     "yaml": {"presets"},
     "diffusers": {"diffusion", "integrations", "nano", "production"},
     "transformers": {"diffusion", "metrics", "nano"},
