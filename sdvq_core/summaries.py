@@ -9,7 +9,10 @@ from typing import Any
 
 from PIL import Image
 
+from sdvq_core.errors import StoreError
 from sdvq_core.records import Ledger
+
+MEASURES = ("latent_mse", "psnr", "ssim", "lpips", "alignment")  # the fields of `jobs.Scores`
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class StepErrors:
 
     def to_json(self) -> dict[str, Any]:
         return {"n": self.n, "times": self.times, "teacher_forced": self.forced, "free_running": self.free}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StepErrors:
+        """What `to_json` wrote."""
+        return cls(data["n"], tuple(data["times"]), tuple(data["teacher_forced"]), tuple(data["free_running"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,3 +99,23 @@ class ArmSummary:
             "timesteps": None if self.timesteps is None else self.timesteps.to_json(),
             "pairs": [pair.to_json() for pair in self.pairs],
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ArmSummary:
+        """An arm of a results.json, without its pairs: images are not in there. Keys that came later may be missing."""
+        interval, steps = data.get("latent_mse_median"), data.get("timesteps")
+        try:
+            return cls(
+                data["arm"],
+                data.get("label", data["arm"]),
+                Ledger.from_json(data["ledger"]),
+                {name: None if data[name] is None else Spread(**data[name]) for name in MEASURES},
+                data["fork_rate"],
+                data["seconds"],
+                None if interval is None else (interval["low"], interval["high"]),
+                data.get("frechet"),
+                data.get("cmmd"),
+                None if steps is None else StepErrors.from_json(steps),
+            )
+        except (LookupError, TypeError) as error:
+            raise StoreError(f"this is not an arm of a results.json ({error!r}); run evaluate again") from None

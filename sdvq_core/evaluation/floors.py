@@ -3,7 +3,8 @@
 Another seed is the most that an arm could differ and still draw its prompt. The other precision is the least that is
 worth discussing: where the base computes in float16 (CUDA), a copy in float32. Where it computes in float32 (CPU), a
 copy with float16 weights whose every layer rounds its output to float16, with sums in float32 as tensor cores have
-them; CPUs without float16 arithmetic take twenty times longer for true float16 and come within 1 % of this distance.
+them: true float16 took twenty times longer on a CPU, at a latent error of 2.98e-6 against 2.99e-6 this way (nano, two
+prompts, four steps).
 """
 
 from __future__ import annotations

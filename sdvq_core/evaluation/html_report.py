@@ -52,7 +52,7 @@ def _figures(result: EvaluateResult) -> Iterator[tuple[str, str, Any]]:
     if steps is not None:
         note = (
             f"Medians over {steps.n} prompts. Teacher-forced: what the UNet does wrong on the reference’s latents. "
-            "Free-running: how far its own latents have drifted."
+            "Free-running: how far its own latents have drifted. A click on a name hides or shows its line."
         )
         yield "Error by timestep", note, timestep_error(arms, result.floors)
 

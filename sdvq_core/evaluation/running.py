@@ -7,12 +7,14 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.diffusion.base_model import pick_device
 from sdvq_core.diffusion.fingerprint import surroundings
 from sdvq_core.diffusion.sources import find_source
 from sdvq_core.engine import Engine
+from sdvq_core.errors import StoreError
 from sdvq_core.evaluation.floors import OTHER_SEED, SEED_LABEL, other_precision
 from sdvq_core.evaluation.meter import Meter
 from sdvq_core.evaluation.samples import Bench, Subject, draw
@@ -66,7 +68,19 @@ def _bench(engine: Engine, job: EvaluateJob) -> Bench:
 
 def _subject(bench: Bench, arm: Arm) -> Subject:
     engine, model = bench.engine, bench.job.model
-    return Subject(arm.word, engine.content(model, arm), lambda: engine.unet(model, arm))
+    return Subject(arm.word, engine.content(model, arm), lambda: _unet(engine, model, arm))
+
+
+def _unet(engine: Engine, model: str, arm: Arm) -> nn.Module:
+    """The UNet of `arm`; one whose cached artifact turns out to be damaged is compressed once more."""
+    try:
+        return engine.unet(model, arm)
+    except StoreError:
+        if not engine.discard(model, arm):
+            raise
+    for _ in engine.compress(model, arm):
+        pass
+    return engine.unet(model, arm)
 
 
 def _other_seeds(job: EvaluateJob) -> list[Sampling]:

@@ -21,6 +21,7 @@ SIZES: Mapping[str, tuple[str, Callable[[Ledger], float | None]]] = {
     "quantized_bits": ("bits per quantized weight", lambda ledger: ledger.bits_per_quantized_weight),
 }
 FAR = 30  # times below the best arm: a floor there would squeeze the arms together
+FEW = 3  # decades: more have no room for ticks between them
 _HOVER = "<b>%{customdata[0]}</b><br>%{x:.3f}<br>latent error %{y:.3g}<br>%{customdata[1]}<extra></extra>"
 
 
@@ -41,7 +42,10 @@ def rate_distortion(
     styled(figure, 420, hovermode="closest")
     _add_floors(figure, arms, floors)
     figure.update_xaxes(title=title)
-    figure.update_yaxes(type="log", title="median latent error", exponentformat="power", range=_range(arms, floors))
+    decades = _range(arms, floors)
+    figure.update_yaxes(type="log", title="median latent error", exponentformat="power", range=decades)
+    if decades and decades[1] - decades[0] < FEW:
+        figure.update_yaxes(dtick="D2")  # 1, 2, 5, 10 ...
     return figure
 
 

@@ -206,3 +206,11 @@ def test_a_wrong_arm_is_refused_before_any_work(model, data, drawn):
     with pytest.raises(ConfigError):
         list(Workbench(data, "cpu").evaluate(EvaluateJob(model, ("fp16", "rtn:bits=99"), PROMPTS, SAMPLING)))
     assert drawn == []
+
+
+def test_a_damaged_artifact_is_compressed_again(result, job, data, drawn):
+    for path in (data / "artifacts").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-100])
+    found = list(Workbench(data, "cpu").evaluate(replace(job, sampling=replace(SAMPLING, seed=50))))[-1]
+    assert drawn
+    assert median_error(found.arms[1]) < median_error(found.arms[2])

@@ -87,3 +87,10 @@ def test_each_arm_has_a_line_in_both_panels():
     assert list(figure.data[0].x) == [1, 2, 3]
     assert figure.layout.yaxis.type == figure.layout.yaxis2.type == "log"
     assert len({figure.data[place].line.color for place in (0, 2, 4, 6)}) == 4
+
+
+def test_a_far_floor_waits_in_the_legend():
+    arms, far = timestep_error(ARMS, FLOORS), replace(FLOORS[1], timesteps=replace(ARMS[1].timesteps, free=(1e-9,) * 3))
+    assert [trace.visible for trace in arms.data[-2:]] == [True, True]
+    assert [trace.visible for trace in timestep_error(ARMS, [far]).data[-2:]] == ["legendonly"] * 2
+    assert [trace.visible for trace in timestep_error([], [far]).data] == [True, True]
