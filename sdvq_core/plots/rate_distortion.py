@@ -66,7 +66,7 @@ def _line(
         },
         "mode": "lines+markers+text",
         "text": [arm.arm if mark else "" for arm, mark in zip(arms, marked, strict=True)],
-        "textposition": "top center",
+        "textposition": "bottom right",
         "line": {"color": colour, "width": 1.2},
         "marker": {
             "symbol": ["star" if mark else "circle" for mark in marked],
