@@ -82,8 +82,9 @@ class SampleSet:
 def draw(
     bench: Bench, subject: Subject, samplings: Sequence[Sampling], traces: Sequence[str] = ("steps",)
 ) -> Generator[Progress, None, SampleSet]:
-    """Progress per batch; returns the set. traces: what is kept of the first P images, of "steps" and "outputs"."""
+    """Progress first and per batch; returns the set. traces: of "steps" and "outputs", what the first P images keep."""
     parts, seconds, done = [], 0.0, 0
+    yield bench.meter.advance(subject.word, 0, None, f"0 of {len(samplings)} images")
     for batch, traced in bench.batches(samplings):
         wanted = {"latents", "images", *(traces if traced else ())}
         found, took, fresh = _batch(bench, subject, batch, wanted)

@@ -96,7 +96,8 @@ def test_progress_runs_once_from_nothing_to_all(events):
     done = [event.done for event in drawing]
     assert done == sorted(done)
     assert {event.total for event in drawing} == {done[-1]}
-    assert all(event.seconds_left is not None for event in drawing)
+    assert (drawing[0].done, drawing[0].seconds_left) == (0, None)
+    assert all(event.seconds_left is not None for event in drawing[1:])
     assert drawing[-1].seconds_left == 0
 
 
