@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import try_to_load_from_cache
 
 from sdvq_core import presets
-from sdvq_core.arms import Arm
+from sdvq_core.arms import REFERENCE, Arm
 from sdvq_core.diffusion.sources import Source, at_hand, find_source
 from sdvq_core.errors import ModelError, StoreError
 from sdvq_core.jobs import Notice, Progress
@@ -144,6 +144,11 @@ class Engine:
         self.store.drop(self._key(model, arm, self.plan(model, arm)))
         return True
 
+    def content(self, model: str, arm: Arm) -> str:
+        """Which weights `arm` computes with: `fp16`, or the digest of its artifact's tensors, which must exist."""
+        folder = self.cached(model, arm)
+        return REFERENCE if folder is None else read_manifest(folder)[1].sha256
+
     def fingerprint(self, model: str) -> str:
         """Digest of the UNet's content."""
         from sdvq_core.diffusion.base_model import fingerprint
@@ -157,8 +162,8 @@ class Engine:
         """What computes, in words."""
         import torch
 
-        if self._base is not None and self._base.device.type == "cuda":
-            return str(torch.cuda.get_device_name(self._base.device))
+        if self.device != "cpu" and torch.cuda.is_available():
+            return str(torch.cuda.get_device_name())
         return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
     def aligner(self, tier: str) -> Aligner | None:

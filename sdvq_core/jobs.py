@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from PIL import Image
 
 from sdvq_core.errors import ConfigError
 from sdvq_core.records import Ledger, Report
+from sdvq_core.summaries import ArmSummary
 
 MAX_STEPS, MAX_GUIDANCE, MAX_SEED, MAX_ARMS = 150, 30.0, 2**32 - 1, 8
+MAX_SEEDS = 64  # per prompt
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,29 @@ class CompareJob:
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """Prompts x one seed each, every arm against the first; prompt i is sampled with seed + i."""
+    """Prompts x seeds, every arm against the first; prompt i of n is sampled with seed + i, then seed + n + i, ..."""
 
     model: str
     arms: tuple[str, ...]
     prompts: tuple[str, ...]
     sampling: Sampling
+    seeds: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.arms) <= 32:
             raise ConfigError(f"evaluate takes 1 to 32 arms, got {len(self.arms)}")
         if not self.prompts:
             raise ConfigError("evaluate needs at least one prompt, one per line")
+        _whole("seeds", self.seeds, 1, MAX_SEEDS)
+
+    @property
+    def samplings(self) -> tuple[Sampling, ...]:
+        """What is drawn with every arm: all prompts with their first seed, then with their second ..."""
+        n, seed = len(self.prompts), self.sampling.seed
+        return tuple(
+            replace(self.sampling, prompt=self.prompts[i % n], seed=(seed + i) % (MAX_SEED + 1))
+            for i in range(n * self.seeds)
+        )
 
 
 @dataclass(frozen=True)
@@ -225,51 +238,35 @@ def _finite(value: float | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A measure over prompts: mean with its 95 % bootstrap interval, and median."""
-
-    mean: float
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class ArmSummary:
-    """One arm over all prompts. measures: by name of `Scores`, None where it cannot be had.
-
-    fork_rate: share of images whose RMS distance to the reference is more than half of what another seed gives.
-    """
-
-    arm: str
-    label: str
-    ledger: Ledger
-    measures: Mapping[str, Spread | None]
-    fork_rate: float | None
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        measures = {name: None if spread is None else asdict(spread) for name, spread in self.measures.items()}
-        rest = {"fork_rate": self.fork_rate, "seconds": self.seconds}
-        return {"arm": self.arm, "ledger": self.ledger.to_json(), **measures, **rest}
-
-
-@dataclass(frozen=True)
 class EvaluateResult:
-    """The end of an evaluation. noise_floor: the same measures for the reference at another seed."""
+    """The end of an evaluation.
+
+    noise_floor: the same measures for the reference at another seed. precision_floor: for the reference in the other
+    precision, None where the machine has no room for a second copy.
+    """
 
     job: EvaluateJob
     arms: tuple[ArmSummary, ...]
     noise_floor: ArmSummary
     device: str
+    precision_floor: ArmSummary | None = None
+
+    @property
+    def floors(self) -> tuple[ArmSummary, ...]:
+        """The noise floors that there are."""
+        return (self.noise_floor,) if self.precision_floor is None else (self.noise_floor, self.precision_floor)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "n": len(self.job.prompts),
+            "seeds": self.job.seeds,
+            "seed": self.job.sampling.seed,
             "model": self.job.model,
             "steps": self.job.sampling.steps,
             "guidance": self.job.sampling.guidance,
             "device": self.device,
             "arms": [arm.to_json() for arm in self.arms],
             "other_seed": self.noise_floor.to_json(),
+            "fp32": None if self.precision_floor is None else self.precision_floor.to_json(),
+            "prompts": list(self.job.prompts),
         }

@@ -77,6 +77,12 @@ class Ledger:
         derived = ("tensor_bytes", "fp16_bytes", "ratio", "bits_per_weight", "bits_per_quantized_weight")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Ledger:
+        """What `to_json` wrote."""
+        fallbacks = tuple(Fallback(item["layer"], item["reason"]) for item in data["fallbacks"])
+        return cls(data["weights"], data["weights_quantized"], dict(data["parts"]), data["file_bytes"], fallbacks)
+
 
 @dataclass(frozen=True)
 class LayerRecord:

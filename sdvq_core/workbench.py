@@ -191,8 +191,8 @@ class Workbench:
 
     def _arm(self, job: CompareJob, arm: Arm, reference: _Sample | None) -> Iterator[CompareEvent]:
         start = time.monotonic()
-        cached, folder = bool(arm.rules or arm.artifact), None
-        if arm.rules or arm.artifact:
+        cached, folder = bool(arm.compresses or arm.artifact), None
+        if arm.compresses or arm.artifact:
             for event in self._compressed(job.model, arm):
                 if isinstance(event, Path):
                     folder = event

@@ -35,6 +35,7 @@ TABLE = (
     ("nn",),
     ("formats", "ledger", "metrics", "plots"),
     ("kernels", "qtensor", "jobs"),
+    ("summaries",),
     ("bitpack", "grouping", "kmeans", "records"),
     ("errors", "naming", "version"),
 )
@@ -44,6 +45,7 @@ TRAINING = "nano"  # makes the bundled model; nothing imports it
 HEAVY = {  # library -> rooms that may import it
     "gradio": {"ui"},
     "plotly": {"plots"},
+    "jinja2": {"evaluation"},
     "yaml": {"presets"},
     "diffusers": {"diffusion", "integrations", "nano", "production"},
     "transformers": {"diffusion", "metrics", "nano"},

@@ -169,12 +169,16 @@ def test_compare(answer, model, tmp_path, artifact):
 def test_evaluate(answer, model, tmp_path):
     (tmp_path / "p.txt").write_text("a red frog\n\n  a blue frog \n", "utf-8")
     words = ("--arm", "fp16", "--arm", "rtn", "--prompts", tmp_path / "p.txt", "--steps", 2, "--out", tmp_path / "o")
-    found = answer("evaluate", model, *words)
-    assert found["n"] == 2
+    found = answer("evaluate", model, *words, "--seeds", 2)
+    assert found["n"] == found["seeds"] == 2
+    assert len(found["arms"][1]["timesteps"]["teacher_forced"]) == 2
+    assert {"frechet", "cmmd", "latent_mse_median"} <= set(found["arms"][1])
+    assert found["fp32"]["latent_mse"]["mean"] < found["other_seed"]["latent_mse"]["mean"]
     for arm in found["arms"]:
         assert {"arm", "ledger", "fork_rate", *MEASURES} <= set(arm)
         assert set(arm["ssim"]) == {"mean", "median", "low", "high"}
-    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["results.csv", "results.json", "results.md"]
+    names = ["report.html", "results.csv", "results.json", "results.md"]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == names
     assert found["arms"][0]["psnr"] is None
 
 

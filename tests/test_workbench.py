@@ -163,13 +163,3 @@ def test_evaluate_summarises_every_arm(workbench, model):
     assert rtn.measures["latent_mse"].low <= rtn.measures["latent_mse"].mean <= rtn.measures["latent_mse"].high
     assert result.noise_floor.measures["latent_mse"].mean > rvq.measures["latent_mse"].mean
     assert result.noise_floor.fork_rate == 1
-
-
-def test_evaluate_writes_its_three_files(workbench, model, tmp_path):
-    from sdvq_core.evaluation import write_report
-
-    result = list(workbench.evaluate(EvaluateJob(model, ARMS[:2], ("a", "b"), SAMPLING)))[-1]
-    files = write_report(tmp_path / "out", result)
-    assert [file.name for file in files] == ["results.json", "results.csv", "results.md"]
-    assert len(files[1].read_text().splitlines()) == 4
-    assert "another seed" in files[2].read_text()

@@ -159,14 +159,15 @@ def evaluate(
         Path | None, typer.Option(help="Text file, one prompt per line; default: the model's own.")
     ] = None,
     n: Annotated[int | None, typer.Option(help="Use N of the prompts, evenly spaced.", min=1)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results.json, .csv and .md.")] = None,
+    seeds: Annotated[int, typer.Option(help="Images per prompt, each with its own seed.", min=1, max=64)] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.json, .csv, .md and report.html.")] = None,
     seed: Seed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure arms over many prompts, with intervals and the noise floor of another seed."""
+    """Measure arms over many prompts, with intervals and noise floors; a run that was stopped goes on where it was."""
     from sdvq_core.evaluation import markdown, write_report
 
     workbench = _workbench(device)
@@ -175,7 +176,7 @@ def evaluate(
         say(f"only {len(texts)} prompts are there; using all of them")
     count = min(n or len(texts), len(texts))
     chosen = tuple(texts[i * len(texts) // count] for i in range(count))
-    job = EvaluateJob(model, tuple(arm), chosen, _sampling(model, "", seed, steps, guidance))
+    job = EvaluateJob(model, tuple(arm), chosen, _sampling(model, "", seed, steps, guidance), seeds)
     result = last(workbench.evaluate(job), EvaluateResult)
     written = write_report(out, result) if out is not None else []
     print_answer(as_json, {**result.to_json(), "files": [str(path) for path in written]}, [markdown(result).rstrip()])

@@ -39,6 +39,18 @@ def fingerprint(base: Source | Path | str, data: Path | None = None) -> str:
     return _known[key]
 
 
+def surroundings(source: Source) -> str:
+    """Changes with the files of a pipeline beside its UNet: images depend on them, the fingerprint does not.
+
+    By path, size and time of change; the worst mistake is to draw again what was drawn already.
+    """
+    if source.kind == "file":
+        return _stamp([Path(source.location)])
+    folder = hub_folder(source) if source.kind == "hub" else Path(source.location)
+    parts = [path for path in folder.glob("*/**/*") if path.is_file() and path.relative_to(folder).parts[0] != "unet"]
+    return _stamp(sorted(parts))
+
+
 def unet_files(base: Source | Path | str) -> list[Path]:
     """The safetensors files that hold the UNet of a model, or those in a UNet folder."""
     if not isinstance(base, Source):

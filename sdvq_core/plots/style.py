@@ -29,6 +29,7 @@ _PREFIXES = (
     ("shortcut", "shortcut, resample"),
     ("resample", "shortcut, resample"),
 )
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8F98", "#B8A13A")  # of many lines
 ARM_A, ARM_B, LEVEL = "#0072B2", "#D55E00", "#009E73"
 
 

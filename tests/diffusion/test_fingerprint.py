@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sdvq_core.diffusion import fingerprint as module
 from sdvq_core.diffusion.base_model import BaseModel, unet_skeleton
-from sdvq_core.diffusion.fingerprint import fingerprint, translate
+from sdvq_core.diffusion.fingerprint import fingerprint, surroundings, translate
 from sdvq_core.diffusion.sources import SDXL, find_source
 from sdvq_core.errors import ModelError
 
@@ -136,3 +138,13 @@ def _block_name(layer: str) -> str:
         return f"output_blocks.{3 * block + 2}.2.conv"
     start = f"input_blocks.{3 * block + index + 1}" if side == "down_blocks" else f"output_blocks.{3 * block + index}"
     return f"{start}.1.{inner}" if part == "attentions" else f"{start}.0.{RESNET[inner]}"
+
+
+def test_surroundings_follow_every_part_but_the_unet(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_pipeline_folder, tmp_path / "copy"))
+    before = surroundings(find_source(str(folder)))
+    os.utime(folder / "unet" / "config.json", (1, 1))
+    (folder / "README.md").write_text("hello")
+    assert surroundings(find_source(str(folder))) == before
+    os.utime(next((folder / "vae").glob("*.safetensors")), (1, 1))
+    assert surroundings(find_source(str(folder))) != before

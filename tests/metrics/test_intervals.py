@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdvq_core.errors import ConfigError
-from sdvq_core.metrics.intervals import bootstrap_interval
+from sdvq_core.metrics.intervals import bootstrap_interval, median_interval
 
 VALUES = np.random.default_rng(1).normal(10, 2, 64).tolist()
 
@@ -50,3 +50,11 @@ def test_infinite_values_make_infinite_bounds_not_nan() -> None:
 def test_no_values_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least one value"):
         bootstrap_interval([])
+
+
+def test_the_medians_interval_brackets_the_median_and_ignores_outliers() -> None:
+    low, high = median_interval(VALUES)
+    assert low <= np.median(VALUES) <= high
+    wild = median_interval([*VALUES[:-1], 1e9])
+    assert wild[1] == pytest.approx(high, rel=0.1)
+    assert median_interval([3.0]) == (3.0, 3.0)

@@ -1,0 +1,110 @@
+"""An evaluation from job to result: compress, draw, score; whatever an earlier run left on the disk is taken up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from sdvq_core.arms import Arm, parse_arm
+from sdvq_core.diffusion.base_model import pick_device
+from sdvq_core.diffusion.fingerprint import surroundings
+from sdvq_core.diffusion.sources import find_source
+from sdvq_core.engine import Engine
+from sdvq_core.errors import StoreError
+from sdvq_core.evaluation.floors import OTHER_SEED, SEED_LABEL, other_precision
+from sdvq_core.evaluation.meter import Meter
+from sdvq_core.evaluation.samples import Bench, Subject, draw
+from sdvq_core.evaluation.scoring import Judge
+from sdvq_core.evaluation.timesteps import step_errors
+from sdvq_core.jobs import MAX_SEED, EvaluateJob, EvaluateResult, Progress, Sampling
+from sdvq_core.production import versions
+from sdvq_core.store.samples import SampleStore
+from sdvq_core.summaries import ArmSummary
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(engine: Engine, job: EvaluateJob) -> Iterator[Progress | EvaluateResult]:
+    """Draw every prompt and seed with every arm, and compare with the first arm; the last event is the result."""
+    arms = [parse_arm(word) for word in job.arms]
+    yield from _compressed(engine, job, arms)
+    bench = _bench(engine, job)
+    first = _subject(bench, arms[0])
+    reference = yield from draw(bench, first, job.samplings, ("steps", "outputs"))
+    other = yield from draw(bench, replace(first, word=SEED_LABEL), _other_seeds(job), ())
+    judge = Judge.of(job, engine.aligner(bench.tier), reference, other)
+    ledger = engine.ledger(job.model, arms[0])
+    noise = judge.summary(arms[0].word, SEED_LABEL, ledger, other)
+    precision = yield from _precision_floor(bench, arms[0], judge)
+    summaries = [judge.summary(arms[0].word, arms[0].label, ledger, reference)]
+    for arm in arms[1:]:
+        subject = _subject(bench, arm)
+        summaries.append((yield from _measured(bench, subject, arm, judge, first)))
+    yield EvaluateResult(job, tuple(summaries), noise, engine.device_name, precision)
+
+
+def _compressed(engine: Engine, job: EvaluateJob, arms: Sequence[Arm]) -> Iterator[Progress]:
+    for arm in arms:
+        engine.plan(job.model, arm)  # a rule that matches nothing is said before any work
+    for arm in arms:
+        for event in engine.compress(job.model, arm) if arm.compresses else ():
+            if isinstance(event, Progress):
+                yield event
+
+
+def _bench(engine: Engine, job: EvaluateJob) -> Bench:
+    source, device = find_source(job.model), pick_device(engine.device)
+    context = (engine.fingerprint(job.model), surroundings(source), device.type, *versions().values())
+    store = SampleStore(engine.data / "evaluations")
+    bench = Bench(engine, job, source.tier, context, store, Meter(0))
+    sets, looks = len(job.arms) + 2, len(job.arms)  # the floors are two sets, one of them looked at step by step
+    bench.meter.total = sets * len(job.samplings) + looks * bench.traced
+    return bench
+
+
+def _subject(bench: Bench, arm: Arm) -> Subject:
+    engine, model = bench.engine, bench.job.model
+    return Subject(arm.word, engine.content(model, arm), lambda: _unet(engine, model, arm))
+
+
+def _unet(engine: Engine, model: str, arm: Arm) -> nn.Module:
+    """The UNet of `arm`; one whose cached artifact turns out to be damaged is compressed once more."""
+    try:
+        return engine.unet(model, arm)
+    except StoreError:
+        if not engine.discard(model, arm):
+            raise
+    for _ in engine.compress(model, arm):
+        pass
+    return engine.unet(model, arm)
+
+
+def _other_seeds(job: EvaluateJob) -> list[Sampling]:
+    return [replace(sampling, seed=(sampling.seed + OTHER_SEED) % (MAX_SEED + 1)) for sampling in job.samplings]
+
+
+def _measured(
+    bench: Bench, subject: Subject, arm: Arm, judge: Judge, reference: Subject
+) -> Generator[Progress, None, ArmSummary]:
+    """Progress; returns the summary of a subject that stands for `arm`."""
+    found = yield from draw(bench, subject, bench.job.samplings)
+    steps = yield from step_errors(bench, subject, reference, judge.reference, found)
+    label = arm.label if subject.word == arm.word else subject.word
+    return judge.summary(arm.word, label, bench.engine.ledger(bench.job.model, arm), found, steps)
+
+
+def _precision_floor(bench: Bench, arm: Arm, judge: Judge) -> Generator[Progress, None, ArmSummary | None]:
+    """Progress; returns None where there is no memory for a second copy."""
+    on_cuda = pick_device(bench.engine.device).type == "cuda"
+    subject = other_precision(bench.engine, bench.job.model, arm, torch.float16 if on_cuda else torch.float32)
+    before = bench.meter.done
+    try:
+        return (yield from _measured(bench, subject, arm, judge, _subject(bench, arm)))
+    except torch.OutOfMemoryError as error:
+        log.warning("the floor of the other precision is left out: %s", str(error).splitlines()[0])
+        bench.meter.drop(before + len(bench.job.samplings) + bench.traced - bench.meter.done)
+        return None

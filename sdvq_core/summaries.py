@@ -1,0 +1,121 @@
+"""What an evaluation found out about one arm: the frozen records that reports and figures are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from PIL import Image
+
+from sdvq_core.errors import StoreError
+from sdvq_core.records import Ledger
+
+MEASURES = ("latent_mse", "psnr", "ssim", "lpips", "alignment")  # the fields of `jobs.Scores`
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A measure over prompts: mean with its 95 % bootstrap interval, and median."""
+
+    mean: float
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class StepErrors:
+    """Error at each denoising step: medians over `n` prompts. times: the scheduler's, from noise to image.
+
+    forced: |e - e0|^2 / |e0|^2 of the guided UNet output e, both models on the reference's latents.
+    free: |z - z0|^2 / |z0|^2 of the latents z after the step, each model on its own way.
+    """
+
+    n: int
+    times: tuple[float, ...]
+    forced: tuple[float, ...]
+    free: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"n": self.n, "times": self.times, "teacher_forced": self.forced, "free_running": self.free}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StepErrors:
+        """What `to_json` wrote."""
+        return cls(data["n"], tuple(data["times"]), tuple(data["teacher_forced"]), tuple(data["free_running"]))
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePair:
+    """One prompt and seed, drawn by the reference and by an arm. rank: "worst" or "median" by PSNR (dB)."""
+
+    rank: str
+    prompt: str
+    seed: int
+    psnr: float
+    reference: Image.Image
+    image: Image.Image
+
+    def to_json(self) -> dict[str, Any]:
+        psnr = self.psnr if math.isfinite(self.psnr) else None
+        return {"rank": self.rank, "prompt": self.prompt, "seed": self.seed, "psnr": psnr}
+
+
+@dataclass(frozen=True, eq=False)
+class ArmSummary:
+    """One arm over all prompts. measures: by name of `Scores`, None where it cannot be had.
+
+    fork_rate: share of images whose RMS distance to the reference is more than half of what another seed gives.
+    latent_interval: 95 % interval of the median latent error. frechet, cmmd: distances of the arm's set of images to
+    the reference's on the judge's embeddings. timesteps, pairs: empty for the reference itself.
+    """
+
+    arm: str
+    label: str
+    ledger: Ledger
+    measures: Mapping[str, Spread | None]
+    fork_rate: float | None
+    seconds: float
+    latent_interval: tuple[float, float] | None = None
+    frechet: float | None = None
+    cmmd: float | None = None
+    timesteps: StepErrors | None = None
+    pairs: tuple[ImagePair, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        interval = self.latent_interval
+        return {
+            "arm": self.arm,
+            "label": self.label,
+            "ledger": self.ledger.to_json(),
+            **{name: None if spread is None else asdict(spread) for name, spread in self.measures.items()},
+            "fork_rate": self.fork_rate,
+            "seconds": self.seconds,
+            "latent_mse_median": None if interval is None else dict(zip(("low", "high"), interval, strict=True)),
+            "frechet": self.frechet,
+            "cmmd": self.cmmd,
+            "timesteps": None if self.timesteps is None else self.timesteps.to_json(),
+            "pairs": [pair.to_json() for pair in self.pairs],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ArmSummary:
+        """An arm of a results.json, without its pairs: images are not in there. Keys that came later may be missing."""
+        interval, steps = data.get("latent_mse_median"), data.get("timesteps")
+        try:
+            return cls(
+                data["arm"],
+                data.get("label", data["arm"]),
+                Ledger.from_json(data["ledger"]),
+                {name: None if data[name] is None else Spread(**data[name]) for name in MEASURES},
+                data["fork_rate"],
+                data["seconds"],
+                None if interval is None else (interval["low"], interval["high"]),
+                data.get("frechet"),
+                data.get("cmmd"),
+                None if steps is None else StepErrors.from_json(steps),
+            )
+        except (LookupError, TypeError) as error:
+            raise StoreError(f"this is not an arm of a results.json ({error!r}); run evaluate again") from None
