@@ -34,7 +34,7 @@ TABLE = (
     ("nn",),
     ("formats", "ledger", "metrics", "plots"),
     ("kernels", "qtensor", "jobs"),
-    ("bitpack", "grouping", "kmeans", "records"),
+    ("bitpack", "grouping", "kmeans", "knobs", "records"),
     ("errors", "naming", "version"),
 )
 LEVEL = {room: len(TABLE) - depth for depth, rooms in enumerate(TABLE) for room in rooms}
