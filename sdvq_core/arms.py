@@ -1,6 +1,6 @@
 """Arm words: what may stand in a column of a comparison, on the command line, in the page and in its URL.
 
-`fp16` · a quantizer, `rtn:bits=4` · a recipe, `@preview` · the path of an artifact.
+`fp16` · a quantizer, `rtn:bits=4` · a recipe, `@preview` · another library, `lib.hqq:bits=4` · the path of an artifact.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from pathlib import Path
 
 from sdvq_core.distillation import DistillationSettings
 from sdvq_core.errors import ConfigError
+from sdvq_core.peers import PREFIX, Peer
+from sdvq_core.peers import parse as parse_peer
 from sdvq_core.plan import Rule, vqdm_rules
 from sdvq_core.presets import find_recipe, recipes
 from sdvq_core.quantizers import catalogue, parse
@@ -24,7 +26,7 @@ class Arm:
     """A parsed word. rules: how to compress, empty for `fp16` and for an artifact that exists already.
 
     distil: how what is not a code learns from the original afterwards, if at all. base: fingerprint of the one model
-    that the rules were tuned for, "" for any.
+    that the rules were tuned for, "" for any. peer: the library that quantizes, in memory, instead of our rules.
     """
 
     word: str
@@ -33,6 +35,7 @@ class Arm:
     artifact: Path | None = None
     distil: DistillationSettings | None = None
     base: str = ""
+    peer: Peer | None = None
 
 
 def parse_arm(word: str) -> Arm:
@@ -43,6 +46,9 @@ def parse_arm(word: str) -> Arm:
     if word.startswith("@"):
         recipe = find_recipe(word[1:])
         return Arm(word, recipe.label, recipe.rules, distil=recipe.distil, base=recipe.base)
+    if word.startswith(PREFIX):
+        peer = parse_peer(word)
+        return Arm(word, peer.title, peer=peer)
     names = [info.name for info in catalogue()]
     if word.partition(":")[0].strip() in names:
         quantizer = parse(word)
@@ -54,7 +60,8 @@ def parse_arm(word: str) -> Arm:
         raise ConfigError(f"{word} is not an SDVQ artifact; pass a folder made by `python -m sdvq_core compress`")
     known = ", ".join(recipe.arm for recipe in recipes())
     raise ConfigError(
-        f"unknown arm {word!r}; use fp16, a quantizer ({', '.join(names)}), a recipe ({known}) or an artifact folder"
+        f"unknown arm {word!r}; use fp16, a quantizer ({', '.join(names)}), a recipe ({known}), "
+        "another library (lib.hqq:bits=4) or an artifact folder"
     )
 
 
