@@ -20,7 +20,7 @@ from sdvq_core.peers.base import Layer, Peer, Stored, as_matrix, register
 @register("bitsandbytes", "bitsandbytes")
 @dataclass(frozen=True)
 class BitsAndBytes(Peer):
-    """NF4 and FP4 blocks as bitsandbytes computes and stores them."""
+    """NF4 and FP4 blocks as bitsandbytes computes and stores them; convolutions as matrices."""
 
     package = "bitsandbytes"
     bit_widths = (4,)

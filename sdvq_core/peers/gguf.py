@@ -27,7 +27,7 @@ TYPES = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}  # bits of a cod
 @register("gguf", "GGUF")
 @dataclass(frozen=True)
 class Gguf(Peer):
-    """GGUF's block types as the gguf package writes them and diffusers reads them."""
+    """GGUF's block types as the gguf package writes and diffusers reads them; convolutions as matrices."""
 
     package = "gguf"
     bit_widths = (4, 5, 8)

@@ -19,7 +19,7 @@ from sdvq_core.peers.base import Layer, Peer, Stored, as_matrix, register
 @register("hqq", "HQQ (library)")
 @dataclass(frozen=True)
 class HqqLibrary(Peer):
-    """Half-quadratic scalar quantization as the hqq package computes and stores it."""
+    """Half-quadratic scalar quantization as the hqq package computes and stores it; convolutions as matrices."""
 
     package = "hqq"
     bit_widths = (1, 2, 3, 4, 8)

@@ -19,7 +19,7 @@ from sdvq_core.peers.folders import reloaded
 @register("quanto", "quanto")
 @dataclass(frozen=True)
 class Quanto(Peer):
-    """Integer weights with group-wise scales and shifts as optimum-quanto computes and stores them."""
+    """Integer weights with group-wise scales and shifts by optimum-quanto, which has a path for convolutions."""
 
     package = "optimum-quanto"
     bit_widths = (2, 4, 8)

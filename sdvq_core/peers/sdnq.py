@@ -24,7 +24,7 @@ _SIGNED = 6  # its documentation recommends int8, int7, int6, and uint5 and belo
 @register("sdnq", "SDNQ")
 @dataclass(frozen=True)
 class Sdnq(Peer):
-    """Integer weights with scales and zero points as SDNQ computes and stores them."""
+    """Integer weights with scales and zero points by SDNQ, which has a path for convolutions."""
 
     package = "sdnq"
     bit_widths = (2, 3, 4, 5, 6, 7, 8)
