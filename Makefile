@@ -5,15 +5,15 @@ PYTHON ?= python3
 CHROMIUM ?= /usr/bin/chromium
 APP ?=
 
-.PHONY: demo test test-all lint chromium clean
+.PHONY: demo test test-all lint peers chromium clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python app.py $(APP)
 
-test: $(VENV)/.dev chromium
+test: $(VENV)/.dev peers chromium
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: $(VENV)/.dev chromium
+test-all: $(VENV)/.dev peers chromium
 	$(BIN)/python -m pytest -m "not gpu"
 
 lint: $(VENV)/.dev
@@ -29,6 +29,12 @@ $(VENV)/.runtime: requirements.txt
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
+
+# Other libraries, compared with ours where they install; their tests are skipped elsewhere.
+peers: $(VENV)/.runtime
+	@test $(VENV)/.peers -nt requirements-peers.txt || { \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt \
+			&& touch $(VENV)/.peers || echo "Not all peers could be installed; their tests are skipped."; }
 
 chromium:
 	@test -x $(CHROMIUM) || command -v chromium >/dev/null || { \

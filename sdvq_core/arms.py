@@ -1,7 +1,7 @@
 """Arm words: what may stand in a column of a comparison, on the command line, in the page and in its URL.
 
 `fp16` · a quantizer, `rtn:bits=4` · one whose bits are allocated to layers, `aq:bits=2.6` · a recipe, `@preview` ·
-the path of an artifact.
+another library, `lib.hqq:bits=4` · the path of an artifact.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 
 from sdvq_core.distillation import DistillationSettings
 from sdvq_core.errors import ConfigError
+from sdvq_core.peers import PREFIX, Peer
+from sdvq_core.peers import parse as parse_peer
 from sdvq_core.plan import Rule, vqdm_rules
 from sdvq_core.presets import find_recipe, recipes
 from sdvq_core.quantizers import catalogue, parse
@@ -27,7 +29,8 @@ class Arm:
     """A parsed word. rules: how to compress, empty for `fp16` and for an artifact that exists already.
 
     distil: how what is not a code learns from the original afterwards, if at all. target: bits that are allocated per
-    model instead of rules; allocated: the rules where that is done already, by fingerprint of the model.
+    model instead of rules; allocated: the rules where that is done already, by fingerprint of the model. peer: the
+    library that quantizes, in memory, instead of our rules.
     """
 
     word: str
@@ -37,6 +40,7 @@ class Arm:
     distil: DistillationSettings | None = None
     target: Target | None = None
     allocated: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    peer: Peer | None = None
 
     @property
     def compresses(self) -> bool:
@@ -52,6 +56,9 @@ def parse_arm(word: str) -> Arm:
     if word.startswith("@"):
         recipe = find_recipe(word[1:])
         return Arm(word, recipe.label, recipe.rules, None, recipe.distil, recipe.target, recipe.allocated)
+    if word.startswith(PREFIX):
+        peer = parse_peer(word)
+        return Arm(word, peer.title, peer=peer)
     names = [info.name for info in catalogue()]
     if word.partition(":")[0].strip() in names:
         target = parse_target(word)
@@ -67,7 +74,8 @@ def parse_arm(word: str) -> Arm:
         raise ConfigError(f"{word} is not an SDVQ artifact; pass a folder made by `python -m sdvq_core compress`")
     known = ", ".join(recipe.arm for recipe in recipes())
     raise ConfigError(
-        f"unknown arm {word!r}; use fp16, a quantizer ({', '.join(names)}), a recipe ({known}) or an artifact folder"
+        f"unknown arm {word!r}; use fp16, a quantizer ({', '.join(names)}), a recipe ({known}), "
+        "another library (lib.hqq:bits=4) or an artifact folder"
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,10 @@ from sdvq_core.arms import REFERENCE, Arm
 from sdvq_core.diffusion.sources import Source, at_hand, find_source
 from sdvq_core.errors import ModelError, StoreError
 from sdvq_core.jobs import Notice, Progress
+from sdvq_core.peers import Peer, make_peer, peer_ledger
 from sdvq_core.plan import CompressionPlan, Rule
 from sdvq_core.production import produce, recipe_digest
-from sdvq_core.records import Ledger
+from sdvq_core.records import BaseInfo, Ledger, Report
 from sdvq_core.store import (
     Artifact,
     ModelStore,
@@ -52,6 +54,7 @@ class Engine:
         self._base: BaseModel | None = None
         self._unets: OrderedDict[str, nn.Module] = OrderedDict()
         self._solved: dict[tuple[str, Target], tuple[Rule, ...]] = {}
+        self._peers: dict[str, Report] = {}  # of what other libraries made of the base model, by arm
 
     def base(self, model: str) -> BaseModel:
         """The pipeline of `model`; one is kept, loading another drops it and what was compressed from it."""
@@ -61,6 +64,7 @@ class Engine:
         if self._base is None or self._base.source != source:
             self._base = None
             self._unets.clear()
+            self._peers.clear()
             self._base = load_base(source, self.device, self.data)
         return self._base
 
@@ -88,9 +92,14 @@ class Engine:
         return self._solved[base, arm.target]
 
     def ledger(self, model: str, arm: Arm) -> Ledger:
-        """Size of `arm` before it is made; exact once `rules` are known. For `fp16`, with every tensor in 16 bits."""
+        """Size of `arm` before it is made; exact once `rules` are known. For `fp16`, with every tensor in 16 bits.
+
+        A peer that chooses its own layers is made for it.
+        """
         if arm.artifact is not None:
             return read_report(arm.artifact).ledger
+        if arm.peer is not None:
+            return self._peer_ledger(model, arm, arm.peer)
         plan = self.plan(model, arm)
         return plan.ledger(blank_metadata(len(plan.assignments)) if arm.compresses else {})
 
@@ -99,6 +108,14 @@ class Engine:
         if arm.artifact is not None or not self.rules(model, arm):
             return arm.artifact
         return self.store.get(self._key(model, arm, self.plan(model, arm)))
+
+    def report(self, model: str, arm: Arm) -> Report | None:
+        """The report card of an arm that is made already; of a peer, while its model is the one in memory."""
+        if arm.peer is not None:
+            here = self._base is not None and self._base.source == find_source(model)
+            return self._peers.get(str(arm.peer)) if here else None
+        folder = self.cached(model, arm)
+        return None if folder is None else read_report(folder)
 
     def compress(self, model: str, arm: Arm) -> Iterator[Progress | Notice | Path]:
         """Progress per layer, then the folder of the artifact; nothing but its folder when it is in the cache."""
@@ -120,22 +137,15 @@ class Engine:
         yield found
 
     def unet(self, model: str, arm: Arm) -> nn.Module:
-        """The UNet of `arm` on the device: the base's own for `fp16`, else from the artifact, which must exist."""
-        from sdvq_core.integrations.loading import load_artifact
-
+        """The UNet of `arm` on the device: the base's own for `fp16`, a peer's made at once, else from the artifact."""
         base = self.base(model)
         folder = self.cached(model, arm)
-        if folder is None:
-            original: nn.Module = base.unet
-            return original
-        name = str(folder.absolute())
-        if name not in self._unets:
-            self._check_base(folder, base)
-            self._unets[name] = load_artifact(folder, base.device, base.dtype)
-            while len(self._unets) > (_UNETS if base.source.tier == "nano" else 1):
-                self._unets.popitem(last=False)
-        self._unets.move_to_end(name)
-        return self._unets[name]
+        if arm.peer is not None:
+            return self._kept(base, str(arm.peer), partial(self._make_peer, base, arm.peer))
+        if folder is not None:
+            return self._kept(base, str(folder.absolute()), partial(self._load, base, folder))
+        original: nn.Module = base.unet
+        return original
 
     def discard(self, model: str, arm: Arm) -> bool:
         """Drop a cached artifact that turned out unreadable; False if it is not the cache's to drop."""
@@ -179,6 +189,38 @@ class Engine:
             return held_out.read_text("utf-8").splitlines()
         return presets.prompts(source.tier)
 
+    def _kept(self, base: BaseModel, name: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """What is in memory under `name`, or what `make` gives; the eldest go."""
+        if name not in self._unets:
+            self._unets[name] = make()
+            while len(self._unets) > (_UNETS if base.source.tier == "nano" else 1):
+                self._unets.popitem(last=False)
+        self._unets.move_to_end(name)
+        return self._unets[name]
+
+    def _load(self, base: BaseModel, folder: Path) -> nn.Module:
+        from sdvq_core.integrations.loading import load_artifact
+
+        self._check_base(folder, base)
+        found: nn.Module = load_artifact(folder, base.device, base.dtype)
+        return found
+
+    def _make_peer(self, base: BaseModel, peer: Peer) -> nn.Module:
+        """The UNet of a peer; its report is kept, and costs little."""
+        start = time.monotonic()
+        made = make_peer(base.unet, peer)
+        info, versions = BaseInfo(base.source.name, base.fingerprint), {peer.package: str(peer.version())}
+        seconds = time.monotonic() - start
+        self._peers[str(peer)] = Report("", info, str(peer), made.ledger, made.layers, seconds, versions)
+        return made.unet
+
+    def _peer_ledger(self, model: str, arm: Arm, peer: Peer) -> Ledger:
+        if self.report(model, arm) is None:
+            if peer.layers == "same":
+                return _ledger_of_peer(find_source(model), peer)
+            self.unet(model, arm)
+        return self._peers[str(peer)].ledger
+
     def _key(self, model: str, arm: Arm, plan: CompressionPlan) -> str:
         base = self.fingerprint(model)
         return self.store.key(recipe_digest(find_source(model), base, plan, arm), base)
@@ -200,6 +242,11 @@ def _plan(source: Source, rules: tuple[Rule, ...]) -> CompressionPlan:
 @lru_cache(maxsize=64)
 def _guess(source: Source, target: Target) -> tuple[Rule, ...]:
     return guess(_skeleton(source), target)
+
+
+@lru_cache(maxsize=64)
+def _ledger_of_peer(source: Source, peer: Peer) -> Ledger:
+    return peer_ledger(_skeleton(source), peer)
 
 
 @lru_cache(maxsize=4)

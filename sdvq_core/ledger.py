@@ -16,7 +16,8 @@ from sdvq_core.qtensor import TensorSpec
 from sdvq_core.records import PARTS, Fallback, Ledger
 
 SHARED_PREFIX = "sdvq_codebooks."
-_DTYPES = {torch.uint8: "U8", torch.float16: "F16"}
+_DTYPES = {torch.uint8: "U8", torch.float16: "F16"}  # of our formats; those of peers' tensors:
+_DTYPES |= {torch.int8: "I8", torch.int32: "I32", torch.bfloat16: "BF16", torch.float32: "F32"}
 
 
 def stored_specs(

@@ -15,8 +15,9 @@ from torch import nn
 
 from sdvq_core.allocation import allocate
 from sdvq_core.errors import ConfigError
+from sdvq_core.knobs import read_word
 from sdvq_core.plan import CompressionPlan, Rule, vqdm_rules
-from sdvq_core.quantizers import Quantizer, catalogue, make, read_word
+from sdvq_core.quantizers import Quantizer, catalogue, make
 from sdvq_core.store import blank_metadata
 
 _MOST = 4  # candidates of a word, the widths nearest to its bits

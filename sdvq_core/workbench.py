@@ -38,6 +38,8 @@ from sdvq_core.jobs import (
     Sampling,
     Scores,
 )
+from sdvq_core.peers import PeerInfo
+from sdvq_core.peers import catalogue as peer_catalogue
 from sdvq_core.presets import Recipe
 from sdvq_core.production import versions
 from sdvq_core.quantizers import QuantizerInfo, catalogue, parse
@@ -89,6 +91,10 @@ class Workbench:
         """The catalogue: enough to draw a form."""
         return catalogue()
 
+    def peers(self) -> list[PeerInfo]:
+        """Other libraries' quantizers, and whether they are installed."""
+        return peer_catalogue()
+
     def recipes(self) -> list[Recipe]:
         """The recipes in presets/."""
         return presets.recipes()
@@ -114,12 +120,13 @@ class Workbench:
 
     def report(self, model: str, arm: str) -> Report | None:
         """The report card of an arm that is in the cache already; None for `fp16` and for what is not made yet."""
-        folder = self.engine.cached(model, parse_arm(arm))
-        return None if folder is None else read_report(folder)
+        return self.engine.report(model, parse_arm(arm))
 
     def compress(self, model: str, arm: str, out: Path | None = None) -> Iterator[Progress | Notice | Report]:
         """Progress per layer, then the report; the artifact is in the cache, and in `out` as well where given."""
         parsed = parse_arm(arm)
+        if parsed.peer is not None:
+            raise ConfigError(f"{arm} can be compared and evaluated, but its library's weights cannot be saved here")
         if not parsed.compresses:
             raise ConfigError(
                 f"{arm} is nothing to compress; name a quantizer such as rvq:bits=3, or a recipe such as @preview"
@@ -180,7 +187,10 @@ class Workbench:
         """One layer of a compressed arm, beside the original weight."""
         from sdvq_core.inspection import layer_detail
 
-        folder = self.engine.cached(model, parse_arm(arm))
+        parsed = parse_arm(arm)
+        if parsed.peer is not None:
+            raise ConfigError(f"{arm} is quantized by its own library: its layers stand in the table, without details")
+        folder = self.engine.cached(model, parsed)
         if folder is None:
             raise ConfigError(f"{arm} is not compressed yet; run a comparison with it first")
         artifact = read_artifact(folder)
@@ -191,30 +201,37 @@ class Workbench:
 
     def _arm(self, job: CompareJob, arm: Arm, reference: _Sample | None) -> Iterator[CompareEvent]:
         start = time.monotonic()
-        cached, folder = bool(arm.compresses or arm.artifact), None
-        if arm.compresses or arm.artifact:
-            for event in self._compressed(job.model, arm):
-                if isinstance(event, Path):
-                    folder = event
-                else:
-                    cached = False
-                    yield event
-        compress_seconds = time.monotonic() - start
+        cached = True
+        for event in self._made(job.model, arm):
+            cached = False
+            yield event
+        seconds = time.monotonic() - start
         yield from self._sample(job, arm)
         sample = self._remembered(job, arm)
         path = write_png(self.data / "images", sample.image, self._receipt(job, arm))
+        report = self.engine.report(job.model, arm)
         yield ArmResult(
             arm.word,
             arm.label,
             sample.image,
             path,
             sample.seconds,
-            self.engine.ledger(job.model, arm) if folder is None else read_report(folder).ledger,
+            self.engine.ledger(job.model, arm) if report is None else report.ledger,
             self._scores(job, sample, reference),
-            None if folder is None else read_report(folder),
-            cached,
-            None if folder is None else compress_seconds if not cached else 0.0,
+            report,
+            cached and report is not None,
+            None if report is None else 0.0 if cached else seconds,
         )
+
+    def _made(self, model: str, arm: Arm) -> Iterator[Progress | Notice]:
+        """Progress until the UNet of `arm` can be had; nothing where it is there already."""
+        if arm.peer is not None and self.engine.report(model, arm) is None:
+            yield Progress("compress", arm.word, 0, 1, f"quantizing with {arm.peer.package}")
+            self.engine.unet(model, arm)
+        if arm.compresses or arm.artifact:
+            for event in self._compressed(model, arm):
+                if not isinstance(event, Path):
+                    yield event
 
     def _compressed(self, model: str, arm: Arm) -> Iterator[Progress | Notice | Path]:
         """`Engine.compress`, and once more if the cached artifact turns out to be damaged."""
@@ -277,7 +294,7 @@ class Workbench:
 
     def _key(self, job: CompareJob, arm: Arm) -> tuple[str, str, Sampling]:
         folder = self.engine.cached(job.model, arm)
-        return self.engine.fingerprint(job.model), str(folder or "fp16"), job.sampling
+        return self.engine.fingerprint(job.model), str(folder or arm.peer or "fp16"), job.sampling
 
     def _remembered(self, job: CompareJob, arm: Arm) -> _Sample:
         return self._samples[self._key(job, arm)]

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 # diffusers' schedulers hand torch tensors to numpy; this is theirs to mend.
 THIRD_PARTY = r"ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:diffusers\..*"
+# transformers imports hqq where it is installed, and that imports a part of torch that torch itself deprecates.
+OPTIONAL = r"ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 TINY_TOKENS = 12
 WORDS = ("a", "red", "frog", "on", "blue")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", THIRD_PARTY)
+    config.addinivalue_line("filterwarnings", OPTIONAL)
 
 
 @pytest.fixture(scope="session")

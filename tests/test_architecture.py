@@ -26,6 +26,7 @@ TABLE = (
     ("tuning",),
     ("production",),
     ("arms", "statistics", "teaching"),
+    ("peers",),
     ("compress", "diffusion", "presets"),
     ("targets",),
     ("allocation",),
@@ -36,7 +37,7 @@ TABLE = (
     ("formats", "ledger", "metrics", "plots"),
     ("kernels", "qtensor", "jobs"),
     ("summaries",),
-    ("bitpack", "grouping", "kmeans", "records"),
+    ("bitpack", "grouping", "kmeans", "knobs", "records"),
     ("errors", "naming", "version"),
 )
 LEVEL = {room: len(TABLE) - depth for depth, rooms in enumerate(TABLE) for room in rooms}
@@ -47,7 +48,7 @@ HEAVY = {  # library -> rooms that may import it
     "plotly": {"plots"},
     "jinja2": {"evaluation"},
     "yaml": {"presets"},
-    "diffusers": {"diffusion", "integrations", "nano", "production"},
+    "diffusers": {"diffusion", "integrations", "nano", "peers", "production"},
     "transformers": {"diffusion", "metrics", "nano"},
     "torchmetrics": {"metrics"},
     "typer": {"cli"},
@@ -56,6 +57,11 @@ HEAVY = {  # library -> rooms that may import it
     "huggingface_hub": {"diffusion", "engine", "metrics"},
     "numba": {"kernels"},
     "llvmlite": {"kernels"},
+    "bitsandbytes": {"peers"},
+    "gguf": {"peers"},
+    "hqq": {"peers"},
+    "optimum": {"peers"},
+    "sdnq": {"peers"},
 }
 
 
@@ -168,7 +174,7 @@ LIGHT = """
 import sys
 import sdvq_core
 heavy = {"diffusers", "transformers", "gradio", "plotly", "torchmetrics", "typer", "yaml", "PIL", "pandas"}
-heavy |= {"scipy", "numba"}
+heavy |= {"scipy", "numba", "bitsandbytes", "gguf", "hqq", "optimum", "sdnq"}
 sys.exit(",".join(sorted(heavy & set(sys.modules))) or 0)
 """
 
@@ -209,19 +215,22 @@ def test_the_version_stands_in_one_place():
         assert f"[{__version__}]" in changelog.read_text() or "[Unreleased]" in changelog.read_text()
 
 
+def requirements(name: str) -> set[str]:
+    lines = (ROOT / name).read_text().splitlines()
+    return {re.split(r"[<>=!~ ]", line)[0].lower() for line in lines if line and not line.startswith("#")}
+
+
 def test_every_import_is_a_listed_requirement():
-    listed = {
-        re.split(r"[<>=!~ ]", line)[0].lower()
-        for line in (ROOT / "requirements.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    }
-    distribution = {"PIL": "pillow", "yaml": "pyyaml"}
+    listed = requirements("requirements.txt")
+    optional = {"peers": requirements("requirements-peers.txt")}  # by room
+    distribution = {"PIL": "pillow", "yaml": "pyyaml", "optimum": "optimum-quanto"}
     indirect = {"httpx", "huggingface_hub", "tokenizers", "llvmlite"}  # of diffusers, transformers and numba
     for path in [path for path in FILES if room_of(path) != TRAINING]:
         for module, line in imports(path):
             top = module.split(".")[0]
             if top not in sys.stdlib_module_names and top not in indirect | {"sdvq_core"}:
-                assert distribution.get(top, top) in listed, f"{path.name}:{line} imports {top}"
+                allowed = listed | optional.get(room_of(path), set())
+                assert distribution.get(top, top) in allowed, f"{path.name}:{line} imports {top}"
 
 
 def run_tool(name: str, *arguments: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdvq_core.cli import main
+from sdvq_core.peers.base import Peer
 
 ARM = "rvq:bits=2,code_bits=4,beam=2"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -93,13 +94,24 @@ def test_models(answer):
 
 
 def test_quantizers(answer, run):
-    found = {item["name"]: item for item in answer("quantizers")["quantizers"]}
+    listed = answer("quantizers")
+    found = {item["name"]: item for item in listed["quantizers"]}
     assert set(found) >= {"rtn", "nf4", "kmeans", "rvq"}
     for item in found.values():
         assert {"name", "label", "summary", "knobs", "bit_widths"} == set(item)
         for knob in item["knobs"]:
             assert {"name", "label", "default", "choices", "low", "high"} == set(knob)
     assert "bits: 2, 3, 4, 5, 6, 7, 8" in run("quantizers")[1]
+    peers = {item["name"]: item for item in listed["peers"]}
+    assert set(peers) == {"lib.bitsandbytes", "lib.gguf", "lib.hqq", "lib.quanto", "lib.sdnq"}
+    assert set(peers["lib.hqq"]) == {"name", "label", "summary", "knobs", "bit_widths", "installed", "needs"}
+    assert {item["name"] for item in peers["lib.hqq"]["knobs"]} == {"layers", "bits", "group_size"}
+
+
+def test_a_missing_library_is_one_line(refused, model, monkeypatch):
+    monkeypatch.setattr(Peer, "version", classmethod(lambda cls: None))
+    line = refused("estimate", model, "lib.quanto:bits=4")
+    assert line.endswith("needs optimum-quanto, which is not installed: pip install -r requirements-peers.txt")
 
 
 @pytest.mark.parametrize("arm", ["fp16", "rtn", "@preview"])

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdvq_core.cli.printing import arm_line, last, print_answer, say, size, table
+from sdvq_core.cli.printing import arm_line, last, method, print_answer, say, size, table
 from sdvq_core.errors import ConfigError, StoreError
 from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, EvaluateJob, EvaluateResult, Sampling
 from sdvq_core.records import Report
@@ -19,7 +19,10 @@ app = typer.Typer(
 )  # fmt: skip
 
 MODEL_HELP = "nano, sdxl, sdxl-turbo, a diffusers pipeline folder, a .safetensors checkpoint or a Hub id."
-ARM_HELP = "fp16, a quantizer such as rtn:bits=4 or rvq:bits=3, a recipe such as @preview, or an artifact folder."
+ARM_HELP = (
+    "fp16, a quantizer such as rtn:bits=4 or rvq:bits=3, a recipe such as @preview, another library on the same layers "
+    "such as lib.hqq:bits=4 (on those that it chooses: lib.hqq:bits=4,layers=own), or an artifact folder."
+)
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 ArmWord = Annotated[str, typer.Argument(metavar="ARM", help=ARM_HELP)]
 Arms = Annotated[list[str], typer.Option("--arm", help=ARM_HELP + " The first is the reference.")]
@@ -41,16 +44,12 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 def quantizers(as_json: Json = False) -> None:
-    """The quantizers and their knobs."""
-    found = [asdict(info) for info in _workbench().quantizers()]
-    lines = []
-    for info in found:
-        widths = ", ".join(f"{bits:g}" for bits in info["bit_widths"])
-        lines += [f"{info['name']:8} {info['summary']}", f"{'':8} bits: {widths}"]
-        for knob in info["knobs"]:
-            allowed = ", ".join(map(str, knob["choices"])) or f"{knob['low']:g} to {knob['high']:g}"
-            lines.append(f"{'':8} {knob['name']}={knob['default']}  ({knob['label']}: {allowed})")
-    print_answer(as_json, {"quantizers": found}, lines)
+    """The quantizers and their knobs, and those of other libraries."""
+    workbench = _workbench()
+    found = [asdict(info) for info in workbench.quantizers()]
+    peers = [asdict(info) for info in workbench.peers()]
+    lines = [line for info in (*found, *peers) for line in method(info)]
+    print_answer(as_json, {"quantizers": found, "peers": peers}, lines)
 
 
 @app.command()

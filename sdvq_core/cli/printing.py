@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from sdvq_core.jobs import ArmResult, Notice, Progress
+from sdvq_core.peers import EXTRA
 from sdvq_core.records import Ledger, Report
 
 T = TypeVar("T")
@@ -67,6 +68,18 @@ def table(report: Report) -> list[str]:
     rows = [f"{r.name:74} {r.bits_per_weight:7.3f} {r.nbytes:10,} {r.relative_mse:.3e}" for r in report.layers]
     kept = [f"{item.layer:74} kept in 16 bits: {item.reason}" for item in report.ledger.fallbacks]
     return [f"{'layer':74} {'bits':>7} {'bytes':>10} relative error", *rows, *kept]
+
+
+def method(info: Mapping[str, Any]) -> list[str]:
+    """A quantizer or a peer: summary, bit widths, knobs, and what a missing library needs."""
+    lines = [f"{info['name']:8} {info['summary']}"]
+    if not info.get("installed", True):
+        lines.append(f"{'':8} not installed: {EXTRA}")
+    lines.append(f"{'':8} bits: {', '.join(f'{bits:g}' for bits in info['bit_widths'])}")
+    for knob in info["knobs"]:
+        allowed = ", ".join(map(str, knob["choices"])) or f"{knob['low']:g} to {knob['high']:g}"
+        lines.append(f"{'':8} {knob['name']}={knob['default']}  ({knob['label']}: {allowed})")
+    return lines
 
 
 def arm_line(item: ArmResult, image: str) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-LOGGERS = ("diffusers", "transformers", "huggingface_hub")
+LOGGERS = ("diffusers", "transformers", "huggingface_hub", "bitsandbytes", "sdnq")  # the last two where installed
 
 
 @contextmanager

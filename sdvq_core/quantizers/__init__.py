@@ -3,9 +3,9 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from sdvq_core.quantizers.base import Knob, Quantizer, QuantizerInfo, catalogue, knob, make, parse, read_word, register
+from sdvq_core.quantizers.base import Knob, Quantizer, QuantizerInfo, catalogue, knob, make, parse, register
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Knob", "Quantizer", "QuantizerInfo", "catalogue", "knob", "make", "parse", "read_word", "register"]
+__all__ = ["Knob", "Quantizer", "QuantizerInfo", "catalogue", "knob", "make", "parse", "register"]

@@ -148,7 +148,9 @@ def draw_compare(workbench: Any) -> CompareTab:
         parts["examples"] = [gr.Button(text, size="sm", elem_classes="example") for text in workbench.prompts()[:5]]
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=0, min_width=316, elem_classes="settings"):
-            widgets, knobs, groups = draw_arms(workbench.models(), catalogue, workbench.recipes(), start)
+            widgets, knobs, groups = draw_arms(
+                workbench.models(), catalogue, workbench.peers(), workbench.recipes(), start
+            )
             parts["sizes"] = sizes_table()
             widgets |= draw_sampling(start) | {"prompt": prompt}
             parts["link"] = gr.Textbox(

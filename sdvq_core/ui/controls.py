@@ -10,6 +10,7 @@ import gradio as gr
 
 from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import MAX_GUIDANCE, MAX_STEPS, ModelInfo
+from sdvq_core.peers import PeerInfo
 from sdvq_core.quantizers.base import Knob, QuantizerInfo, Value
 from sdvq_core.ui.arm_words import AUTO, form_knobs, from_word, to_word
 from sdvq_core.ui.bit_slider import bit_slider, read_bits, slider_value
@@ -87,13 +88,18 @@ class Form:
 
 
 def draw_arms(
-    models: Sequence[ModelInfo], catalogue: Sequence[QuantizerInfo], recipes: Sequence[Any], start: Settings
+    models: Sequence[ModelInfo],
+    catalogue: Sequence[QuantizerInfo],
+    peers: Sequence[PeerInfo],
+    recipes: Sequence[Any],
+    start: Settings,
 ) -> tuple[dict[str, Any], dict[tuple[str, str], Any], dict[str, Any]]:
     """Model and arms: widgets by field, knobs by (quantizer, knob), one group of knobs per quantizer."""
     arm = from_word(start.arm, catalogue)
     info = next(item for item in catalogue if item.name == arm.quantizer)
     known = {item.name for item in catalogue}
     baselines = [(label, word) for label, word in BASELINES if not word or word.partition(":")[0] in known]
+    baselines += [(f"4-bit {peer.label}", f"{peer.name}:bits=4") for peer in peers if peer.installed]
     names = [(item.label, item.name) for item in catalogue]
     found: dict[str, Any] = {}
     at_hand = [(_model_label(model), model.name) for model in models]

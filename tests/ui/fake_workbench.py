@@ -31,6 +31,7 @@ from sdvq_core.jobs import (
     Progress,
     Scores,
 )
+from sdvq_core.peers import PeerInfo
 from sdvq_core.quantizers.base import QuantizerInfo, catalogue, parse
 from sdvq_core.records import BaseInfo, LayerRecord, Ledger, Report
 
@@ -60,6 +61,10 @@ class FakeWorkbench:
 
     def quantizers(self) -> list[QuantizerInfo]:
         return catalogue()
+
+    def peers(self) -> list[PeerInfo]:
+        here = PeerInfo("lib.here", "Here", "A library.", (), (4,), installed=True, needs="here")
+        return [here, replace(here, name="lib.away", label="Away", installed=False)]
 
     def recipes(self) -> list[FakeRecipe]:
         return [FakeRecipe()]

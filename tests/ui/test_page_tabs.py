@@ -47,6 +47,11 @@ def test_nothing_is_sent_out_and_nothing_is_open() -> None:
     assert not any(isinstance(font, gr.themes.GoogleFont) for font in fonts)
 
 
+def test_baselines_offer_the_libraries_that_are_installed(compare: Any) -> None:
+    words = [word for _, word in compare.form.widgets["baseline"].choices]
+    assert words == ["rtn:bits=4", "nf4", "", "lib.here:bits=4"]
+
+
 def test_form_reads_back_what_it_shows(compare: Any) -> None:
     wanted = Settings(
         "nano", "a cat", 5, 7, 2.5, "nf4", "rvq:bits=2,beam=16", "@preview", "nf4:block_size=32", grid=True
