@@ -155,7 +155,9 @@ class Engine:
         return True
 
     def content(self, model: str, arm: Arm) -> str:
-        """Which weights `arm` computes with: `fp16`, or the digest of its artifact's tensors, which must exist."""
+        """Which weights `arm` computes with: `fp16`, a library's settings and version, or the digest of its artifact."""
+        if arm.peer is not None:
+            return f"{arm.peer} {arm.peer.version()}"
         folder = self.cached(model, arm)
         return REFERENCE if folder is None else read_manifest(folder)[1].sha256
 

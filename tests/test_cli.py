@@ -133,7 +133,7 @@ def test_estimate_of_sdxl_needs_nothing(answer):
 def test_compress_then_inspect(answer, run, model, tmp_path):
     out = tmp_path / "out"
     made = answer("compress", model, ARM, "--out", out)
-    wanted = {"artifact", "base", "recipe", "ledger", "layers", "seconds", "versions"}
+    wanted = {"artifact", "base", "recipe", "ledger", "layers", "seconds", "versions", "curve"}
     assert set(made) == wanted
     assert set(made["base"]) == {"id", "fingerprint"}
     assert made["artifact"] == str(out)

@@ -129,7 +129,7 @@ def test_layer_detail_counts_every_weight(workbench, model):
         workbench.layer_detail(model, ARMS[2], "conv_in")
 
 
-@pytest.mark.parametrize("arm", ["rtn:bits=9", "rvq:bits=2.9", "nope", "@nope", "nf4:bits=3", "rtn:blub=1", "a/b"])
+@pytest.mark.parametrize("arm", ["rtn:bits=9", "rvq:bits=0.7", "nope", "@nope", "nf4:bits=3", "rtn:blub=1", "a/b"])
 def test_a_wrong_arm_is_refused_before_any_work(workbench, model, arm):
     with pytest.raises(SdvqError):
         list(workbench.compare(CompareJob(model, ("fp16", arm), SAMPLING)))
