@@ -155,7 +155,7 @@ class Engine:
         return True
 
     def content(self, model: str, arm: Arm) -> str:
-        """Which weights `arm` computes with: `fp16`, a library's settings and version, or the digest of its artifact."""
+        """Which weights `arm` computes with: `fp16`, a library and its version, or the digest of its artifact."""
         if arm.peer is not None:
             return f"{arm.peer} {arm.peer.version()}"
         folder = self.cached(model, arm)
