@@ -24,7 +24,7 @@ class Arm:
     """A parsed word. rules: how to compress, empty for `fp16` and for an artifact that exists already.
 
     distil: how what is not a code learns from the original afterwards, if at all. base: fingerprint of the one model
-    that the rules were tuned for, "" for any.
+    that the rules were tuned for, "" for any. sequential: block after block, each calibrated on what earlier ones make.
     """
 
     word: str
@@ -33,6 +33,7 @@ class Arm:
     artifact: Path | None = None
     distil: DistillationSettings | None = None
     base: str = ""
+    sequential: bool = False
 
 
 def parse_arm(word: str) -> Arm:
@@ -42,7 +43,7 @@ def parse_arm(word: str) -> Arm:
         return Arm(word, "fp16 original")
     if word.startswith("@"):
         recipe = find_recipe(word[1:])
-        return Arm(word, recipe.label, recipe.rules, distil=recipe.distil, base=recipe.base)
+        return Arm(word, recipe.label, recipe.rules, None, recipe.distil, recipe.base, recipe.sequential)
     names = [info.name for info in catalogue()]
     if word.partition(":")[0].strip() in names:
         quantizer = parse(word)

@@ -21,6 +21,7 @@ from sdvq_core.jobs import Notice, Progress
 from sdvq_core.plan import CompressionPlan, Rule
 from sdvq_core.production import produce, recipe_digest
 from sdvq_core.records import Ledger
+from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import (
     Artifact,
     ModelStore,
@@ -41,10 +42,13 @@ _UNETS = 6  # compressed UNets kept in memory for the nano tier; one for the SDX
 
 
 class Engine:
-    """Loads, compresses and keeps models. data: folder of caches; device: auto, cpu or cuda."""
+    """Loads, compresses and keeps models. data: folder of caches; device: auto, cpu or cuda.
 
-    def __init__(self, data: Path, device: str = "auto") -> None:
-        self.data, self.device = data, device
+    calibration: what the user decides about it, for every arm.
+    """
+
+    def __init__(self, data: Path, device: str = "auto", calibration: Calibration = DEFAULT) -> None:
+        self.data, self.device, self.calibration = data, device, calibration
         self.store = ModelStore(data / "artifacts")
         self._base: BaseModel | None = None
         self._unets: OrderedDict[str, nn.Module] = OrderedDict()
@@ -88,7 +92,7 @@ class Engine:
         if found is None:
             yield Progress("load", arm.word, 0, 1, "loading the base model")
             plan = self.plan(model, arm)
-            for event in produce(self.base(model), plan, arm, self.data):
+            for event in produce(self.base(model), plan, arm, self.data, self.calibration):
                 if isinstance(event, Artifact):
                     found = self.store.put(self._key(model, arm, plan), event)
                 else:
@@ -153,7 +157,7 @@ class Engine:
 
     def _key(self, model: str, arm: Arm, plan: CompressionPlan) -> str:
         base = self.fingerprint(model)
-        return self.store.key(recipe_digest(find_source(model), base, plan, arm), base)
+        return self.store.key(recipe_digest(find_source(model), base, plan, arm, self.calibration), base)
 
     def _check_base(self, folder: Path, base: BaseModel) -> None:
         made_from = read_manifest(folder)[1].base

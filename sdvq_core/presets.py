@@ -3,7 +3,8 @@
 A recipe is `label`, `summary`, and `rules`: a list of `pattern` and `quantizer` (a word such as "rvq:bits=3", a
 mapping, or null for 16 bits); the last rule that matches a layer wins, after VQDM's choice of layers. With `distil`
 (`updates`, `batch`, `lr` …) what is not a code learns from the original model afterwards. `base` is the fingerprint
-of the one model that the rules were tuned for.
+of the one model that the rules were tuned for. With `sequential: true` the blocks are compressed one after the other,
+each calibrated on what the compressed earlier ones make, for one pass over the calibration prompts per block.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sdvq_core.plan import VQDM_KEEPS, Rule
 from sdvq_core.quantizers import Quantizer, make, parse
 from sdvq_core.store.images import write_bytes
 
-_KEYS = ("label", "summary", "rules", "distil", "base")
+_KEYS = ("label", "summary", "rules", "distil", "base", "sequential")
 FOLDER = Path(__file__).resolve().parent.parent / "presets"
 
 
@@ -35,6 +36,7 @@ class Recipe:
     rules: tuple[Rule, ...]
     distil: DistillationSettings | None = None
     base: str = ""
+    sequential: bool = False
 
     @property
     def arm(self) -> str:
@@ -81,9 +83,10 @@ def _recipe(path: Path) -> Recipe:
     data = _read(path)
     unknown = sorted(set(data) - set(_KEYS))
     if unknown:
-        raise ConfigError(
-            f"{path.name} has the unknown key {unknown[0]!r}; a recipe has label, summary, rules, distil, base"
-        )
+        raise ConfigError(f"{path.name} has the unknown key {unknown[0]!r}; a recipe has {', '.join(_KEYS)}")
+    sequential = data.get("sequential", False)
+    if not isinstance(sequential, bool):
+        raise ConfigError(f"{path.name}: sequential must be true or false, got {sequential!r}")
     rules = data.get("rules")
     if not isinstance(rules, list) or not rules:
         raise ConfigError(f"{path.name} needs a list of rules, each with pattern and quantizer")
@@ -93,7 +96,7 @@ def _recipe(path: Path) -> Recipe:
     rest = [rule for rule in own if rule.pattern != "*"]
     label, summary = str(data.get("label", path.stem)), str(data.get("summary", ""))
     distil = _distil(data.get("distil"), path.name)
-    return Recipe(path.stem, label, summary, (*first, *keeps, *rest), distil, str(data.get("base", "")))
+    return Recipe(path.stem, label, summary, (*first, *keeps, *rest), distil, str(data.get("base", "")), sequential)
 
 
 def _distil(value: Any, owner: str) -> DistillationSettings | None:

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdvq_core import presets, statistics
+from sdvq_core import statistics
 from sdvq_core.arms import Arm
 from sdvq_core.calibration import Trajectory
-from sdvq_core.compress import compress, layer_record
+from sdvq_core.compress import LayerResult, compress, layer_record
 from sdvq_core.diffusion.sources import Source
 from sdvq_core.distillation import Distilled, Lessons, distill, record_lessons
 from sdvq_core.errors import SdvqError
@@ -22,6 +22,8 @@ from sdvq_core.jobs import Notice, Progress, Sampling
 from sdvq_core.plan import CompressionPlan
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.records import BaseInfo, LayerRecord, LayerStats
+from sdvq_core.sequential import compress_sequentially
+from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import Artifact, LayerEntry, Manifest, StatsFolder
 from sdvq_core.store.artifact import digest, stored_tensors
 from sdvq_core.version import __version__
@@ -43,22 +45,32 @@ class _Made:
     records: dict[str, LayerRecord] = field(default_factory=dict)
     kept: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def take(self, result: LayerResult) -> None:
+        """One more layer."""
+        self.weights[result.record.name], self.records[result.record.name] = result.tensor, result.record
 
-def produce(base: BaseModel, plan: CompressionPlan, arm: Arm, data: Path) -> Iterator[Progress | Notice | Artifact]:
+
+def produce(
+    base: BaseModel, plan: CompressionPlan, arm: Arm, data: Path, calibration: Calibration = DEFAULT
+) -> Iterator[Progress | Notice | Artifact]:
     """Progress, then the artifact of `arm`; `data` is where statistics are kept."""
     made = _Made(kept=base.unet.state_dict())
-    for event in _produce(base, plan, arm, data, made):
+    for event in _produce(base, plan, arm, data, calibration, made):
         yield replace(event, arm=arm.word) if isinstance(event, Progress) else event
-    yield _artifact(base, plan, arm, made)
+    used = calibration.describe(BaseInfo(base.source.name, base.fingerprint)) if _uses(plan, arm) else ""
+    yield _artifact(base, plan, f"{arm.word} with {used}" if used else arm.word, made)
 
 
-def recipe_digest(source: Source, fingerprint: str, plan: CompressionPlan, arm: Arm) -> str:
+def recipe_digest(
+    source: Source, fingerprint: str, plan: CompressionPlan, arm: Arm, calibration: Calibration = DEFAULT
+) -> str:
     """Changes with everything besides the base model that shapes an artifact."""
     recipe: list[Any] = [[item.name, item.quantizer.digest] for item in plan.assignments]
     if statistics.calibrated_layers(plan):
-        recipe.append(statistics.statistics_key(source, fingerprint))
+        recipe.append(statistics.statistics_key(source, fingerprint, calibration))
+        recipe += ["sequential"] if arm.sequential else []
     if arm.distil is not None:
-        recipe.append([asdict(arm.distil), presets.calibration_prompts(source.tier)])
+        recipe.append([asdict(arm.distil), statistics.prompts_for(source, calibration)])
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 
@@ -70,16 +82,29 @@ def versions() -> dict[str, str]:
     return {"sdvq": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
 
 
-def _produce(base: BaseModel, plan: CompressionPlan, arm: Arm, data: Path, made: _Made) -> Iterator[Progress | Notice]:
+def _uses(plan: CompressionPlan, arm: Arm) -> bool:
+    """Whether anything of the artifact depends on calibration."""
+    return bool(statistics.calibrated_layers(plan)) or arm.distil is not None
+
+
+def _produce(
+    base: BaseModel, plan: CompressionPlan, arm: Arm, data: Path, calibration: Calibration, made: _Made
+) -> Iterator[Progress | Notice]:
     stats: Mapping[str, LayerStats] = {}
-    for event in statistics.gather(base, plan, data) if statistics.calibrated_layers(plan) else ():
+    calibrated = bool(statistics.calibrated_layers(plan))
+    in_blocks = calibrated and arm.sequential
+    gather = compress_sequentially if in_blocks else statistics.gather
+    for event in gather(base, plan, data, calibration) if calibrated else ():
         if isinstance(event, StatsFolder):
             stats = event
+        elif isinstance(event, LayerResult):
+            made.take(event)
         else:
             yield event
-    yield from _compress(base, plan, stats, made)
+    if not in_blocks:
+        yield from _compress(base, plan, stats, made)
     if arm.distil is not None:
-        yield from _distil(base, plan, arm, stats, made)
+        yield from _distil(base, plan, arm, calibration, stats, made)
 
 
 def _compress(
@@ -90,19 +115,24 @@ def _compress(
     start = time.monotonic()
     yield Progress("compress", "", 0, total, "fitting codebooks")
     for result in compress(base.unet, plan, stats):
-        made.weights[result.record.name], made.records[result.record.name] = result.tensor, result.record
+        made.take(result)
         done = result.index + 1
         left = (time.monotonic() - start) * sum(sizes[done:]) / max(1, sum(sizes[:done]))
         yield Progress("compress", "", done, total, result.record.name, left)
 
 
 def _distil(
-    base: BaseModel, plan: CompressionPlan, arm: Arm, stats: Mapping[str, LayerStats], made: _Made
+    base: BaseModel,
+    plan: CompressionPlan,
+    arm: Arm,
+    calibration: Calibration,
+    stats: Mapping[str, LayerStats],
+    made: _Made,
 ) -> Iterator[Progress]:
     assert arm.distil is not None
     guidance = base.source.guidance
     lessons: Lessons | None = None
-    for event in record_lessons(base.unet, lesson_trajectories(base), 2 if guidance > 1 else 1):
+    for event in record_lessons(base.unet, lesson_trajectories(base, calibration), 2 if guidance > 1 else 1):
         if isinstance(event, Lessons):
             lessons = event
         else:
@@ -125,20 +155,20 @@ def _take(
         made.records[item.name] = layer_record(item, weight, found.weights[item.name], stats.get(item.name))
 
 
-def lesson_trajectories(base: BaseModel) -> Sequence[Trajectory]:
-    """The tier's calibration prompts, at other seeds than those of the statistics."""
+def lesson_trajectories(base: BaseModel, calibration: Calibration = DEFAULT) -> Sequence[Trajectory]:
+    """The calibration prompts, at other seeds than those of the statistics."""
     from sdvq_core.diffusion.sampling import sample_batch
 
     source, size = base.source, _BATCH.get(base.source.tier, 1)
     all_of_them = [
         Sampling(prompt, _FIRST_SEED + index, source.steps, source.guidance)
-        for index, prompt in enumerate(presets.calibration_prompts(source.tier))
+        for index, prompt in enumerate(statistics.prompts_for(source, calibration))
     ]
     batches = [tuple(all_of_them[at : at + size]) for at in range(0, len(all_of_them), size)]
     return [Trajectory(partial(sample_batch, base, base.unet, batch), source.steps) for batch in batches]
 
 
-def _artifact(base: BaseModel, plan: CompressionPlan, arm: Arm, made: _Made) -> Artifact:
+def _artifact(base: BaseModel, plan: CompressionPlan, recipe: str, made: _Made) -> Artifact:
     kept = {name: made.kept[name].half().cpu() for name in plan.kept}
     bad = next((name for name, tensor in kept.items() if not bool(tensor.isfinite().all())), None)
     if bad is not None:
@@ -148,7 +178,7 @@ def _artifact(base: BaseModel, plan: CompressionPlan, arm: Arm, made: _Made) -> 
     weights = made.weights
     layers = {name: LayerEntry(weight.format, weight.shape, weight.meta) for name, weight in weights.items()}
     info = BaseInfo(base.source.name, base.fingerprint)
-    manifest = Manifest(info, arm.word, layers, plan.fallbacks, digest(stored_tensors(weights, kept)))
+    manifest = Manifest(info, recipe, layers, plan.fallbacks, digest(stored_tensors(weights, kept)))
     records = tuple(made.records[item.name] for item in plan.assignments)
     return Artifact(_config(base.unet), manifest, weights, kept, records, versions())
 

@@ -23,6 +23,7 @@ from sdvq_core.production import lesson_trajectories
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.quantizers import Quantizer
 from sdvq_core.records import LayerStats
+from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import StatsFolder, blank_metadata
 
 if TYPE_CHECKING:
@@ -41,41 +42,47 @@ class _Measured:
 
 
 def tune(
-    base: BaseModel, quantizers: Sequence[Quantizer], bits: float, distil: DistillationSettings | None, data: Path
+    base: BaseModel,
+    quantizers: Sequence[Quantizer],
+    bits: float,
+    distil: DistillationSettings | None,
+    data: Path,
+    calibration: Calibration = DEFAULT,
 ) -> Iterator[Progress | Notice | dict[str, Any]]:
     """Progress, then a recipe (what its YAML file holds) of at most `bits` per quantized weight, codebooks included."""
     if len(set(quantizers)) < 2:
         raise ConfigError("name two quantizers or more to choose among, such as tcq:bits=2 and tcq:bits=4")
     measured = _Measured()
-    yield from _compress(base, quantizers, data, measured)
-    yield from _measure(base, measured)
+    yield from _compress(base, quantizers, data, calibration, measured)
+    yield from _measure(base, calibration, measured)
     chosen = _within(base, quantizers, measured, bits)
     yield _recipe(base, quantizers, chosen, bits, distil)
 
 
 def _compress(
-    base: BaseModel, quantizers: Sequence[Quantizer], data: Path, measured: _Measured
+    base: BaseModel, quantizers: Sequence[Quantizer], data: Path, calibration: Calibration, measured: _Measured
 ) -> Iterator[Progress | Notice]:
     """Every layer by every quantizer."""
     plans = [CompressionPlan.resolve(base.unet, tuple(vqdm_rules(quantizer))) for quantizer in quantizers]
     stats: Mapping[str, LayerStats] = {}
     wanting = next((plan for plan in plans if statistics.calibrated_layers(plan)), None)
-    for event in statistics.gather(base, wanting, data) if wanting else ():
+    for event in statistics.gather(base, wanting, data, calibration) if wanting else ():
         if isinstance(event, StatsFolder):
             stats = event
         else:
             yield event
     for quantizer, plan in zip(quantizers, plans, strict=True):
-        for result in compress(base.unet, plan, stats):
+        used = stats if statistics.calibrated_layers(plan) else None  # as in the artifact
+        for result in compress(base.unet, plan, used):
             measured.candidates.setdefault(result.record.name, []).append(result.tensor)
             yield Progress("compress", str(quantizer), result.index + 1, result.total, result.record.name)
 
 
-def _measure(base: BaseModel, measured: _Measured) -> Iterator[Progress]:
+def _measure(base: BaseModel, calibration: Calibration, measured: _Measured) -> Iterator[Progress]:
     """The damage of every candidate."""
     guidance = base.source.guidance
     lessons: Lessons | None = None
-    for event in record_lessons(base.unet, lesson_trajectories(base)[:1], 2 if guidance > 1 else 1):
+    for event in record_lessons(base.unet, lesson_trajectories(base, calibration)[:1], 2 if guidance > 1 else 1):
         if isinstance(event, Lessons):
             lessons = event
         else:

@@ -25,6 +25,7 @@ TABLE = (
     ("engine",),
     ("tuning",),
     ("production",),
+    ("sequential",),
     ("arms", "statistics"),
     ("compress", "diffusion", "presets"),
     ("allocation",),
