@@ -30,7 +30,8 @@ class Arm:
 
     distil: how what is not a code learns from the original afterwards, if at all. target: bits that are allocated per
     model instead of rules; allocated: the rules where that is done already, by fingerprint of the model. peer: the
-    library that quantizes, in memory, instead of our rules.
+    library that quantizes, in memory, instead of our rules. sequential: block after block, each calibrated on what
+    earlier ones make.
     """
 
     word: str
@@ -41,6 +42,7 @@ class Arm:
     target: Target | None = None
     allocated: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
     peer: Peer | None = None
+    sequential: bool = False
 
     @property
     def compresses(self) -> bool:
@@ -55,7 +57,8 @@ def parse_arm(word: str) -> Arm:
         return Arm(word, "fp16 original")
     if word.startswith("@"):
         recipe = find_recipe(word[1:])
-        return Arm(word, recipe.label, recipe.rules, None, recipe.distil, recipe.target, recipe.allocated)
+        target, solved = recipe.target, recipe.allocated
+        return Arm(word, recipe.label, recipe.rules, None, recipe.distil, target, solved, sequential=recipe.sequential)
     if word.startswith(PREFIX):
         peer = parse_peer(word)
         return Arm(word, peer.title, peer=peer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,22 +36,25 @@ def compress(
     model: nn.Module,
     plan: CompressionPlan,
     stats: Mapping[str, LayerStats] | None = None,
+    order: Sequence[str] | None = None,
     done: Finished = lambda name: None,
 ) -> Iterator[LayerResult]:
     """Compress the layers of `model` as `plan` says; the model itself is not changed.
 
+    stats: asked for a layer when its turn comes. order: names of the plan's layers, by default in its own order.
     done: gives the layers that an earlier run of the same plan has finished; they are not computed again.
     LayerError names a layer with weights that are not finite, or that 16-bit scales cannot hold.
     """
     weights = {item.name: _weight(model, item.name) for item in plan.assignments}
     shared: dict[str, Encoder] = {}
-    for index, item in enumerate(plan.assignments):
+    turns = {item.name: item for item in plan.assignments}
+    for index, item in enumerate(turns[name] for name in order or turns):
         earlier = done(item.name)
         if earlier is not None:
             yield LayerResult(earlier[1], earlier[0], index, len(plan.assignments), fresh=False)
             continue
         encode = _encoder(item, plan, weights, shared)
-        layer_stats = (stats or {}).get(item.name)
+        layer_stats = None if stats is None else stats.get(item.name)
         with torch.no_grad():
             tensor = encode(weights[item.name], layer_stats)
             record = layer_record(item, weights[item.name], tensor, layer_stats)

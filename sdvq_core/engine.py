@@ -21,8 +21,9 @@ from sdvq_core.errors import ModelError, StoreError
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.peers import Peer, make_peer, peer_ledger
 from sdvq_core.plan import CompressionPlan, Rule
-from sdvq_core.production import produce, recipe_digest
+from sdvq_core.production import Order, produce, recipe_digest
 from sdvq_core.records import BaseInfo, Ledger, Report
+from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import (
     Artifact,
     ModelStore,
@@ -46,10 +47,13 @@ _UNETS = 6  # compressed UNets kept in memory for the nano tier; one for the SDX
 
 
 class Engine:
-    """Loads, compresses and keeps models. data: folder of caches; device: auto, cpu or cuda."""
+    """Loads, compresses and keeps models. data: folder of caches; device: auto, cpu or cuda.
 
-    def __init__(self, data: Path, device: str = "auto") -> None:
-        self.data, self.device = data, device
+    calibration: what the user decides about it, for every arm.
+    """
+
+    def __init__(self, data: Path, device: str = "auto", calibration: Calibration = DEFAULT) -> None:
+        self.data, self.device, self.calibration = data, device, calibration
         self.store = ModelStore(data / "artifacts")
         self._base: BaseModel | None = None
         self._unets: OrderedDict[str, nn.Module] = OrderedDict()
@@ -85,7 +89,7 @@ class Engine:
         if base in arm.allocated:
             return arm.allocated[base]
         if (base, arm.target) not in self._solved:
-            damage = known_damage(source, base, arm.target, self.data)
+            damage = known_damage(source, base, arm.target, self.data, self.calibration)
             if damage is None:
                 return None
             self._solved[base, arm.target] = solve(_skeleton(source), arm.target, damage)
@@ -123,11 +127,12 @@ class Engine:
         if found is None:
             yield Progress("load", arm.word, 0, 1, "loading the base model")
             if arm.target is not None and self.rules(model, arm) is None:
-                yield from measure(self.base(model), arm.target, self.data)
+                yield from measure(self.base(model), arm.target, self.data, self.calibration)
             plan = self.plan(model, arm)
             key = self._key(model, arm, plan)
             unfinished = Unfinished(self.data / "unfinished" / key)
-            for event in produce(self.base(model), plan, arm, self.data, unfinished):
+            order = Order(self.base(model), plan, arm, self.data, unfinished, self.calibration)
+            for event in produce(order):
                 if isinstance(event, Artifact):
                     found = self.store.put(key, event)
                 else:
@@ -225,7 +230,7 @@ class Engine:
 
     def _key(self, model: str, arm: Arm, plan: CompressionPlan) -> str:
         base = self.fingerprint(model)
-        return self.store.key(recipe_digest(find_source(model), base, plan, arm), base)
+        return self.store.key(recipe_digest(find_source(model), base, plan, arm, self.calibration), base)
 
     def _check_base(self, folder: Path, base: BaseModel) -> None:
         made_from = read_manifest(folder)[1].base

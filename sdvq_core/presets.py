@@ -2,7 +2,8 @@
 
 A recipe is `label`, `summary`, and `rules`: a list of `pattern` and `quantizer` (a word such as "rvq:bits=3", a
 mapping, or null for 16 bits); the last rule that matches a layer wins, after VQDM's choice of layers. With `distil`
-(`updates`, `batch`, `lr` …) what is not a code learns from the original model afterwards.
+(`updates`, `batch`, `lr` …) what is not a code learns from the original model afterwards. With `sequential: true` the
+blocks are compressed one after the other, each calibrated on what the compressed earlier ones make.
 
 Instead of rules a recipe may have `allocate`: quantizers to choose `among` and the most `bits` per quantized weight;
 which layer gets which is then measured per model. `allocated` holds the rules so found, by fingerprint of the model.
@@ -24,7 +25,7 @@ from sdvq_core.quantizers import Quantizer, make, parse
 from sdvq_core.store.images import write_bytes
 from sdvq_core.targets import Target
 
-_KEYS = ("label", "summary", "rules", "allocate", "allocated", "distil")
+_KEYS = ("label", "summary", "rules", "allocate", "allocated", "distil", "sequential")
 FOLDER = Path(__file__).resolve().parent.parent / "presets"
 
 
@@ -39,6 +40,7 @@ class Recipe:
     distil: DistillationSettings | None = None
     target: Target | None = None
     allocated: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    sequential: bool = False
 
     @property
     def arm(self) -> str:
@@ -90,13 +92,17 @@ def _recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path.name} needs either rules, or allocate with the quantizers to choose among and bits")
     label, summary = str(data.get("label", path.stem)), str(data.get("summary", ""))
     distil = _distil(data.get("distil"), path.name)
+    sequential = data.get("sequential", False)
+    if not isinstance(sequential, bool):
+        raise ConfigError(f"{path.name}: sequential must be true or false, got {sequential!r}")
     if "rules" in data:
-        return Recipe(path.stem, label, summary, _rules(data["rules"], path.name), distil)
+        rules = _rules(data["rules"], path.name)
+        return Recipe(path.stem, label, summary, rules, distil, sequential=sequential)
     target, known = _target(data["allocate"], path.name), data.get("allocated") or {}
     if not isinstance(known, Mapping):
         raise ConfigError(f"{path.name}: allocated holds lists of rules by fingerprint of the model, got {known!r}")
     allocated = {str(base): _rules(rules, path.name) for base, rules in known.items()}
-    return Recipe(path.stem, label, summary, (), distil, target, allocated)
+    return Recipe(path.stem, label, summary, (), distil, target, allocated, sequential)
 
 
 def _rules(items: Any, owner: str) -> tuple[Rule, ...]:

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdvq_core import presets, statistics
+from sdvq_core import statistics
 from sdvq_core.arms import Arm
-from sdvq_core.compress import compress, layer_record
+from sdvq_core.compress import LayerResult, compress, layer_record
 from sdvq_core.diffusion.sources import Source
 from sdvq_core.distillation import Distilled, distill
 from sdvq_core.errors import SdvqError
@@ -20,6 +20,8 @@ from sdvq_core.jobs import Notice, Progress
 from sdvq_core.plan import CompressionPlan
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.records import BaseInfo, Curve, LayerRecord, LayerStats
+from sdvq_core.sequential import compress_sequentially
+from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import Artifact, LayerEntry, Manifest, StatsFolder, Unfinished
 from sdvq_core.store.artifact import digest, stored_tensors
 from sdvq_core.teaching import teach
@@ -31,34 +33,47 @@ if TYPE_CHECKING:
     from sdvq_core.diffusion.base_model import BaseModel
 
 
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What is to be made, and from what. data: where statistics are kept; unfinished: what is done already."""
+
+    base: BaseModel
+    plan: CompressionPlan
+    arm: Arm
+    data: Path
+    unfinished: Unfinished
+    calibration: Calibration = DEFAULT
+
+
 @dataclass
 class _Made:
     """What has been made so far."""
 
-    unfinished: Unfinished
     weights: dict[str, QuantizedTensor] = field(default_factory=dict)
     records: dict[str, LayerRecord] = field(default_factory=dict)
+    stats: Mapping[str, LayerStats] = field(default_factory=dict)
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     curve: Curve = ()
 
 
-def produce(
-    base: BaseModel, plan: CompressionPlan, arm: Arm, data: Path, unfinished: Unfinished
-) -> Iterator[Progress | Notice | Artifact]:
-    """Progress, then the artifact of `arm`. data: where statistics are kept; unfinished: what is done already."""
-    made = _Made(unfinished, kept=base.unet.state_dict())
-    for event in _produce(base, plan, arm, data, made):
-        yield replace(event, arm=arm.word) if isinstance(event, Progress) else event
-    yield _artifact(base, plan, arm, made)
+def produce(order: Order) -> Iterator[Progress | Notice | Artifact]:
+    """Progress, then the artifact. Finished layers and looks of a training are kept in `order.unfinished`."""
+    made = _Made(kept=order.base.unet.state_dict())
+    for event in _produce(order, made):
+        yield replace(event, arm=order.arm.word) if isinstance(event, Progress) else event
+    yield _artifact(order, made)
 
 
-def recipe_digest(source: Source, fingerprint: str, plan: CompressionPlan, arm: Arm) -> str:
+def recipe_digest(
+    source: Source, fingerprint: str, plan: CompressionPlan, arm: Arm, calibration: Calibration = DEFAULT
+) -> str:
     """Changes with everything besides the base model that shapes an artifact."""
     recipe: list[Any] = [[item.name, item.quantizer.digest] for item in plan.assignments]
     if statistics.calibrated_layers(plan):
-        recipe.append(statistics.statistics_key(source, fingerprint))
+        recipe.append(statistics.statistics_key(source, fingerprint, calibration))
+        recipe += ["sequential"] if arm.sequential else []
     if arm.distil is not None:
-        recipe.append([asdict(arm.distil), presets.calibration_prompts(source.tier)])
+        recipe.append([asdict(arm.distil), statistics.prompts_for(source, calibration)])
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 
@@ -70,65 +85,76 @@ def versions() -> dict[str, str]:
     return {"sdvq": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
 
 
-def _produce(base: BaseModel, plan: CompressionPlan, arm: Arm, data: Path, made: _Made) -> Iterator[Progress | Notice]:
-    stats: Mapping[str, LayerStats] = {}
-    for event in statistics.gather(base, plan, data) if statistics.calibrated_layers(plan) else ():
-        if isinstance(event, StatsFolder):
-            stats = event
-        else:
+def _produce(order: Order, made: _Made) -> Iterator[Progress | Notice]:
+    calibrated, resumed = bool(statistics.calibrated_layers(order.plan)), False
+    compressed = _in_blocks if calibrated and order.arm.sequential else _at_once
+    for event in compressed(order, made, calibrated):
+        if not isinstance(event, LayerResult):
             yield event
-    yield from _compress(base, plan, stats, made)
-    if arm.distil is not None:
-        yield from _distil(base, plan, arm, stats, made)
-
-
-def _compress(
-    base: BaseModel, plan: CompressionPlan, stats: Mapping[str, LayerStats], made: _Made
-) -> Iterator[Progress | Notice]:
-    total = len(plan.assignments)
-    sizes = [item.shape[0] * item.shape[1] for item in plan.assignments]
-    start = time.monotonic()
-    yield Progress("compress", "", 0, total, "fitting codebooks")
-    fresh, resumed = 0, False
-    for result in compress(base.unet, plan, stats, made.unfinished.layer):
-        name, done = result.record.name, result.index + 1
-        if result.fresh:
-            made.unfinished.keep_layer(result.tensor, result.record)
-            fresh += sizes[result.index]
+            continue
+        made.weights[event.record.name], made.records[event.record.name] = event.tensor, event.record
+        if event.fresh:
+            order.unfinished.keep_layer(event.tensor, event.record)
         elif not resumed:
             resumed = True
             yield Notice("going on where an earlier run stopped")
-        made.weights[name], made.records[name] = result.tensor, result.record
+    if order.arm.distil is not None:
+        yield from _distil(order, made)
+
+
+def _in_blocks(order: Order, made: _Made, calibrated: bool) -> Iterator[Progress | Notice | LayerResult]:
+    """Block after block, each with statistics of its own."""
+    done = order.unfinished.layer
+    for event in compress_sequentially(order.base, order.plan, order.data, order.calibration, done):
+        if isinstance(event, StatsFolder):
+            made.stats = event
+        else:
+            yield event
+
+
+def _at_once(order: Order, made: _Made, calibrated: bool) -> Iterator[Progress | Notice | LayerResult]:
+    """Statistics of all layers first, then layer by layer."""
+    base, plan = order.base, order.plan
+    for event in statistics.gather(base, plan, order.data, order.calibration) if calibrated else ():
+        if isinstance(event, StatsFolder):
+            made.stats = event
+        else:
+            yield event
+    sizes, fresh = [item.shape[0] * item.shape[1] for item in plan.assignments], 0
+    start = time.monotonic()
+    yield Progress("compress", "", 0, len(sizes), "fitting codebooks")
+    for result in compress(base.unet, plan, made.stats, done=order.unfinished.layer):
+        yield result
+        done = result.index + 1
+        fresh += sizes[result.index] if result.fresh else 0
         left = (time.monotonic() - start) * sum(sizes[done:]) / fresh if fresh else None
-        yield Progress("compress", "", done, total, name, left)
+        yield Progress("compress", "", done, len(sizes), result.record.name, left)
 
 
-def _distil(
-    base: BaseModel, plan: CompressionPlan, arm: Arm, stats: Mapping[str, LayerStats], made: _Made
-) -> Iterator[Progress]:
-    assert arm.distil is not None
-    for event in teach(base, arm.distil, made.weights):
+def _distil(order: Order, made: _Made) -> Iterator[Progress]:
+    base, settings = order.base, order.arm.distil
+    assert settings is not None
+    for event in teach(base, settings, made.weights, order.calibration):
         if isinstance(event, Progress):
             yield event
             continue
-        for step in distill(base.unet, made.weights, event, base.source.guidance, arm.distil, made.unfinished):
+        for step in distill(base.unet, made.weights, event, base.source.guidance, settings, order.unfinished):
             if isinstance(step, Progress):
                 yield step
             else:
-                _take(step, base, plan, stats, made)
+                _take(step, order, made)
 
 
-def _take(
-    found: Distilled, base: BaseModel, plan: CompressionPlan, stats: Mapping[str, LayerStats], made: _Made
-) -> None:
+def _take(found: Distilled, order: Order, made: _Made) -> None:
     made.weights, made.kept, made.curve = dict(found.weights), found.kept, found.curve
-    state = base.unet.state_dict()
-    for item in plan.assignments:
+    state = order.base.unet.state_dict()
+    for item in order.plan.assignments:
         weight = state[f"{item.name}.weight"]
-        made.records[item.name] = layer_record(item, weight, found.weights[item.name], stats.get(item.name))
+        made.records[item.name] = layer_record(item, weight, found.weights[item.name], made.stats.get(item.name))
 
 
-def _artifact(base: BaseModel, plan: CompressionPlan, arm: Arm, made: _Made) -> Artifact:
+def _artifact(order: Order, made: _Made) -> Artifact:
+    base, plan = order.base, order.plan
     kept = {name: made.kept[name].half().cpu() for name in plan.kept}
     bad = next((name for name, tensor in kept.items() if not bool(tensor.isfinite().all())), None)
     if bad is not None:
@@ -138,9 +164,16 @@ def _artifact(base: BaseModel, plan: CompressionPlan, arm: Arm, made: _Made) -> 
     weights = made.weights
     layers = {name: LayerEntry(weight.format, weight.shape, weight.meta) for name, weight in weights.items()}
     info = BaseInfo(base.source.name, base.fingerprint)
-    manifest = Manifest(info, arm.word, layers, plan.fallbacks, digest(stored_tensors(weights, kept)))
+    manifest = Manifest(info, _recipe(order, info), layers, plan.fallbacks, digest(stored_tensors(weights, kept)))
     records = tuple(made.records[item.name] for item in plan.assignments)
     return Artifact(_config(base.unet), manifest, weights, kept, records, versions(), made.curve)
+
+
+def _recipe(order: Order, info: BaseInfo) -> str:
+    """The arm's word, and what the user decided about calibration if anything depends on that."""
+    depends = bool(statistics.calibrated_layers(order.plan)) or order.arm.distil is not None
+    used = order.calibration.describe(info) if depends else ""
+    return f"{order.arm.word} with {used}" if used else order.arm.word
 
 
 def _config(unet: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdvq_core import presets, statistics
+from sdvq_core import statistics
 from sdvq_core.allocation import measure_damage
 from sdvq_core.compress import compress
 from sdvq_core.diffusion.sources import Source
@@ -23,6 +23,7 @@ from sdvq_core.plan import CompressionPlan, Rule, vqdm_rules
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.quantizers import Quantizer
 from sdvq_core.records import LayerStats
+from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import StatsFolder
 from sdvq_core.store.images import write_bytes
 from sdvq_core.targets import Target, solve
@@ -37,9 +38,11 @@ _ALGORITHM = 1  # counts changes of the measurement
 Damage = Mapping[str, float]
 
 
-def known_damage(source: Source, fingerprint: str, target: Target, data: Path) -> dict[str, list[float]] | None:
+def known_damage(
+    source: Source, fingerprint: str, target: Target, data: Path, calibration: Calibration = DEFAULT
+) -> dict[str, list[float]] | None:
     """Damages by layer, in the order of `target.among`, as kept in `data`; None while one is missing."""
-    kept = [_read(_path(source, fingerprint, one, data)) for one in target.among]
+    kept = [_read(data / "damages" / _name(source, fingerprint, one, calibration)) for one in target.among]
     known = [damage for damage in kept if damage is not None]
     if len(known) < len(kept):
         return None
@@ -47,27 +50,42 @@ def known_damage(source: Source, fingerprint: str, target: Target, data: Path) -
     return {name: [damage[name] for damage in known] for name in sorted(common)}
 
 
-def measure(base: BaseModel, target: Target, data: Path) -> Iterator[Progress | Notice]:
+def measure(
+    base: BaseModel, target: Target, data: Path, calibration: Calibration = DEFAULT
+) -> Iterator[Progress | Notice]:
     """Compress every layer by every quantizer of `target` and note the damages that are not kept yet."""
-    wanting = [one for one in target.among if _read(_path(base.source, base.fingerprint, one, data)) is None]
     known: Lessons | None = None
-    for quantizer in wanting:
+    for quantizer in target.among:
+        path = data / "damages" / _name(base.source, base.fingerprint, quantizer, calibration)
+        if _read(path) is not None:
+            continue
         if known is None:
-            for event in lessons(base, batches=1):
+            for event in lessons(base, calibration, batches=1):
                 if isinstance(event, Progress):
                     yield event
                 else:
                     known = event
         assert known is not None
-        yield from _measure(base, quantizer, known, data)
+        candidates: dict[str, Sequence[QuantizedTensor]] = {}
+        yield from _compress(base, quantizer, candidates, data, calibration)
+        for step in measure_damage(base.unet, candidates, known, base.source.guidance, _PAIRS):
+            if isinstance(step, Progress):
+                yield step
+            else:
+                found = {name: values[0] for name, values in step.items()}
+                write_bytes(path, json.dumps({"damage": found}, indent=1).encode())
 
 
 def tune(
-    base: BaseModel, target: Target, distil: DistillationSettings | None, data: Path
+    base: BaseModel,
+    target: Target,
+    distil: DistillationSettings | None,
+    data: Path,
+    calibration: Calibration = DEFAULT,
 ) -> Iterator[Progress | Notice | dict[str, Any]]:
     """Progress, then a recipe (what its YAML file holds) with its solution for this model."""
-    yield from measure(base, target, data)
-    damage = known_damage(base.source, base.fingerprint, target, data)
+    yield from measure(base, target, data, calibration)
+    damage = known_damage(base.source, base.fingerprint, target, data, calibration)
     assert damage is not None
     rules = solve(base.unet, target, damage)
     words = [str(one) for one in target.among]
@@ -84,36 +102,33 @@ def _written(rule: Rule) -> dict[str, str]:
     return {"pattern": rule.pattern, "quantizer": str(rule.quantizer)}
 
 
-def _measure(base: BaseModel, quantizer: Quantizer, known: Lessons, data: Path) -> Iterator[Progress | Notice]:
+def _compress(
+    base: BaseModel,
+    quantizer: Quantizer,
+    candidates: dict[str, Sequence[QuantizedTensor]],
+    data: Path,
+    calibration: Calibration,
+) -> Iterator[Progress | Notice]:
+    """Every layer by one quantizer, into `candidates`."""
     plan = CompressionPlan.resolve(base.unet, tuple(vqdm_rules(quantizer)))
     stats: Mapping[str, LayerStats] = {}
-    for event in statistics.gather(base, plan, data) if statistics.calibrated_layers(plan) else ():
+    for event in statistics.gather(base, plan, data, calibration) if statistics.calibrated_layers(plan) else ():
         if isinstance(event, StatsFolder):
             stats = event
         else:
             yield event
-    candidates: dict[str, Sequence[QuantizedTensor]] = {}
     for result in compress(base.unet, plan, stats):
         candidates[result.record.name] = [result.tensor]
         yield Progress("compress", str(quantizer), result.index + 1, result.total, result.record.name)
-    for step in measure_damage(base.unet, candidates, known, base.source.guidance, _PAIRS):
-        if isinstance(step, Progress):
-            yield step
-        else:
-            found = {name: values[0] for name, values in step.items()}
-            write_bytes(
-                _path(base.source, base.fingerprint, quantizer, data), json.dumps({"damage": found}, indent=1).encode()
-            )
 
 
-def _path(source: Source, fingerprint: str, quantizer: Quantizer, data: Path) -> Path:
-    """The file of one quantizer's damages on one model; its name changes with all that shapes them."""
-    shaping: list[Any] = [fingerprint, quantizer.digest, presets.calibration_prompts(source.tier), source.steps]
+def _name(source: Source, fingerprint: str, quantizer: Quantizer, calibration: Calibration) -> str:
+    """The file of one quantizer's damages on one model; it changes with all that shapes them."""
+    shaping: list[Any] = [fingerprint, quantizer.digest, statistics.prompts_for(source, calibration), source.steps]
     shaping += [source.guidance, _PAIRS, _ALGORITHM]
     if quantizer.calibrated:
-        shaping.append(statistics.statistics_key(source, fingerprint))
-    digest = hashlib.sha256(json.dumps(shaping).encode()).hexdigest()[:24]
-    return data / "damages" / f"{digest}.json"
+        shaping.append(statistics.statistics_key(source, fingerprint, calibration))
+    return f"{hashlib.sha256(json.dumps(shaping).encode()).hexdigest()[:24]}.json"
 
 
 def _read(path: Path) -> Damage | None:

@@ -44,6 +44,7 @@ from sdvq_core.presets import Recipe
 from sdvq_core.production import versions
 from sdvq_core.quantizers import QuantizerInfo, catalogue, parse
 from sdvq_core.records import Report
+from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import read_artifact, read_report, write_artifact
 from sdvq_core.store.images import write_png
 from sdvq_core.targets import Target
@@ -72,11 +73,11 @@ class _Sample:
 class Workbench:
     """Models, quantizers, estimates, compression, comparison. data: folder of caches; device: auto, cpu or cuda."""
 
-    def __init__(self, data: Path | None = None, device: str = "auto") -> None:
+    def __init__(self, data: Path | None = None, device: str = "auto", calibration: Calibration = DEFAULT) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}")
         self.data = data or data_folder()
-        self.engine = Engine(self.data, device)
+        self.engine = Engine(self.data, device, calibration)
         self._samples: OrderedDict[tuple[str, str, Sampling], _Sample] = OrderedDict()
 
     def warm_up(self) -> None:
@@ -146,7 +147,8 @@ class Workbench:
         self, model: str, words: Sequence[str], bits: float, distil: DistillationSettings | None = None
     ) -> Iterator[Progress | Notice | dict[str, Any]]:
         """Progress, then a recipe for this model alone: bits allocated among the quantizers that `words` name."""
-        yield from tune(self.engine.base(model), Target(tuple(map(parse, words)), bits), distil, self.data)
+        target, calibration = Target(tuple(map(parse, words)), bits), self.engine.calibration
+        yield from tune(self.engine.base(model), target, distil, self.data, calibration)
 
     def generate(self, model: str, arm: str, sampling: Sampling) -> Iterator[CompareEvent]:
         """One image of one arm: a comparison with nothing to compare with."""

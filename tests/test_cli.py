@@ -406,3 +406,35 @@ def test_the_bundled_model(answer, tmp_path):
     found = answer("compare", "nano", "--arm", "fp16", "--arm", "rtn:bits=4", *words)
     assert found["arms"][1]["latent_mse"] > 0
     assert found["arms"][1]["ledger"]["bits_per_weight"] < 5
+
+
+def test_calibration_on_own_prompts(answer, model, tmp_path):
+    (tmp_path / "p.txt").write_text("a red frog\n\n a blue frog\n", "utf-8")
+    words = ("--calibration", tmp_path / "p.txt", "--timesteps", "late", "--memory", 0.5)
+    found = answer("compress", model, "gptq:bits=5", *words)
+    assert found["recipe"] == "gptq:bits=5 with 2 calibration prompts of the user, timesteps late"
+    assert all(layer["relative_output_mse"] is not None for layer in found["layers"])
+
+
+CALIBRATION = {
+    "a missing file": (("--calibration", "nothing.txt"), "pass a UTF-8 text file with one prompt per line"),
+    "an empty file": (("--calibration", "empty.txt"), "has no prompt; write one per line"),
+    "a file that is no text": (("--calibration", "binary.txt"), "pass a UTF-8 text file with one prompt per line"),
+    "unknown timesteps": (("--timesteps", "soon"), "timesteps must be uniform, early, late or 20 weights"),
+    "no statistics": (("--statistics", "nowhere"), "has no statistics.json"),
+    "two sources": (("--statistics", "nowhere", "--timesteps", "late"), "leave out prompts and timesteps"),
+    "no memory": (("--memory", 0), "memory for statistics must be 1 byte or more"),
+    "endless memory": (("--memory", "inf"), "--memory must be a number of gigabytes"),
+}
+
+
+@pytest.mark.parametrize("case", CALIBRATION)
+@pytest.mark.parametrize("command", ["compress", "tune"])
+def test_calibration_options_that_make_no_sense(refused, model, tmp_path, monkeypatch, command, case):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("\n  \n")
+    Path("binary.txt").write_bytes(b"\xff\xfe\x00\x81")
+    words, expected = CALIBRATION[case]
+    rest = ("gptq",) if command == "compress" else ("--among", "gptq", "--among", "rtn", "--bits", 5, "--out", "r.yaml")
+    assert expected in refused(command, model, *rest, *words)
+    assert not Path("r.yaml").exists()

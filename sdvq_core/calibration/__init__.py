@@ -5,7 +5,13 @@ The room drives no sampler: the caller hands in trajectories that call the model
 
 from sdvq_core.calibration.gather import collect
 from sdvq_core.calibration.sequential import GroupStats, block_groups, collect_sequential
-from sdvq_core.calibration.settings import DEFAULT_ROWS, CalibrationSettings, early_weights, read_prompts
+from sdvq_core.calibration.settings import (
+    DEFAULT_ROWS,
+    CalibrationSettings,
+    early_weights,
+    read_prompts,
+    timestep_weights,
+)
 from sdvq_core.calibration.sharing import SharedInput, Trajectory, shared_inputs
 
 __all__ = [
@@ -20,4 +26,5 @@ __all__ = [
     "early_weights",
     "read_prompts",
     "shared_inputs",
+    "timestep_weights",
 ]

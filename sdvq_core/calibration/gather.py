@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from sdvq_core.calibration.moments import SecondMoment
 from sdvq_core.calibration.passes import Gathering, default_budget, split_passes
 from sdvq_core.calibration.settings import CalibrationSettings
-from sdvq_core.calibration.sharing import InputIdentity, SharedInput, Trajectory, shared_inputs
+from sdvq_core.calibration.sharing import InputIdentity, SharedInput, Trajectory, Whereabouts, shared_inputs
 from sdvq_core.errors import ConfigError, LayerError
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.records import BaseInfo
@@ -68,7 +68,7 @@ class _Pass:
             item.source: SecondMoment(item.layout, item.source.window, settings.rows_per_forward, device)
             for item in items
         }
-        self.calls, self.step, self.steps, self.time = -1, -1, 0, ""
+        self.calls, self.where = -1, Whereabouts(0)
         self.identity, self.numbers = InputIdentity(), dict[SharedInput, set[int]]()
 
     def run(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> Iterator[None]:
@@ -76,7 +76,7 @@ class _Pass:
         hooks = self._hooks(model)
         try:
             for trajectory in trajectories:
-                self.step, self.steps = -1, trajectory.steps
+                self.where = Whereabouts(trajectory.steps)
                 for _ in trajectory.run():
                     yield
         finally:
@@ -99,21 +99,18 @@ class _Pass:
                 hooks.append(model.get_submodule(name).register_forward_pre_hook(see))
         return hooks
 
-    def _begin(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def _begin(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self.calls += 1
-        self.step += 1
+        self.where.begin(model, arguments, keywords)
         self.identity, self.numbers = InputIdentity(), {}
-        moment = keywords.get("timestep", arguments[1] if len(arguments) > 1 else None)
-        self.time = "" if moment is None else f", timestep {float(torch.as_tensor(moment).flatten()[0]):g}"
 
     def _see(self, source: SharedInput, name: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
         inputs: Tensor = arguments[0]
-        if not bool(torch.isfinite(inputs).all()):
-            raise LayerError(name, f"its input is NaN or infinite at step {self.step + 1} of {self.steps}{self.time}")
+        self.where.check(name, inputs)
         self.numbers.setdefault(source, set()).add(self.identity.number(inputs))
         with torch.no_grad():
             seed = self.settings.seed * 1_000_003 + self.calls
-            self.moments[source].add(inputs, self.settings.weight(self.step), seed)
+            self.moments[source].add(inputs, self.settings.weight(self.where.step), seed)
 
     def _compare(self, source: SharedInput, name: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
         if self.identity.number(arguments[0]) not in self.numbers.get(source, ()):

@@ -7,6 +7,7 @@ then reflects the errors of earlier groups only; the target stays the original w
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,15 +64,31 @@ def collect_sequential(
     `settings.context` must name what they are compressed with, for the numbers depend on it. Groups that `folder`
     already has are yielded at once, so that a run which was killed goes on.
     """
-    for number, (group, names) in enumerate(groups.items(), start=1):
+    left = _TimeLeft(len(groups))
+    for number, (group, names) in enumerate(groups.items()):
         for event in collect(model, names, trajectories, settings, folder, base, budget):
             if isinstance(event, StatsFolder):
                 yield GroupStats(group, tuple(names), event)
             elif isinstance(event, Progress):
-                text = f"{group} ({number} of {len(groups)}): {event.text}"
-                yield Progress(event.stage, event.arm, event.done, event.total, text, event.seconds_left)
+                text = f"{group} ({number + 1} of {len(groups)}): {event.text}"
+                done, total = number * event.total + event.done, len(groups) * event.total
+                yield Progress(event.stage, event.arm, done, total, text, left(number, event.done / event.total))
             else:
                 yield event
+
+
+class _TimeLeft:
+    """Seconds to the end of all groups, by what those of this run took, the caller's work between them included."""
+
+    def __init__(self, groups: int) -> None:
+        self.groups, self.start, self.kept = groups, time.monotonic(), -1
+
+    def __call__(self, number: int, share: float) -> float:
+        """After a share above 0 of group `number`; groups before the first that is asked for were kept."""
+        if self.kept < 0:
+            self.kept = number
+        done = number + share
+        return (time.monotonic() - self.start) / (done - self.kept) * (self.groups - done)
 
 
 def _place(group: str) -> tuple[int, int]:

@@ -80,12 +80,31 @@ def early_weights(steps: int, ratio: float = 4.0) -> tuple[float, ...]:
     return tuple(ratio ** (1 - step / max(1, steps - 1)) for step in range(steps))
 
 
+def timestep_weights(word: str, steps: int) -> tuple[float, ...]:
+    """What a user's word means: `uniform` (no weights), `early`, `late`, or one number per step, such as `3,2,1,1`."""
+    if word == "uniform":
+        return ()
+    if word in ("early", "late"):
+        return early_weights(steps)[:: 1 if word == "early" else -1]
+    try:
+        found = tuple(float(part) for part in word.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != steps or not all(math.isfinite(w) and w >= 0 for w in found) or not any(found):
+        raise ConfigError(
+            f"timesteps must be uniform, early, late or {steps} weights of 0 or more with commas between, got {word!r}"
+        )
+    return found
+
+
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The lines of a UTF-8 file that are not empty."""
     try:
         lines: Sequence[str] = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"calibration prompts {path} cannot be read ({error}); pass a UTF-8 text file") from None
+        raise ConfigError(
+            f"calibration prompts {path} cannot be read ({error}); pass a UTF-8 text file with one prompt per line"
+        ) from None
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise ConfigError(f"calibration prompts {path} has no prompt; write one per line")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sdvq_core.calibration.patches import Window, window_of
@@ -55,6 +56,24 @@ class InputIdentity:
         return self._next
 
 
+class Whereabouts:
+    """Where a sampling stands: the step, counted from 0, and its timestep as the model is told."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.step, self.time = steps, -1, ""
+
+    def begin(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """A forward hook of the model: another step starts."""
+        self.step += 1
+        told = keywords.get("timestep", arguments[1] if len(arguments) > 1 else None)
+        self.time = "" if told is None else f", timestep {float(torch.as_tensor(told).flatten()[0]):g}"
+
+    def check(self, name: str, inputs: Tensor) -> None:
+        """LayerError if what layer `name` is given now is NaN or infinite."""
+        if not bool(torch.isfinite(inputs).all()):
+            raise LayerError(name, f"its input is NaN or infinite at step {self.step + 1} of {self.steps}{self.time}")
+
+
 def float_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     """The layers called `names`; LayerError for one that is not there or not a Linear or Conv2d."""
     known = dict(model.named_modules())
@@ -68,12 +87,14 @@ def float_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]
 def shared_inputs(model: nn.Module, names: Sequence[str], trajectory: Trajectory) -> list[SharedInput]:
     """The distinct inputs of the layers `names`, in the order of the forward; runs one step of `trajectory`."""
     layers = float_layers(model, names)
-    identity, seen = InputIdentity(), dict[str, list[int]]()
+    identity, seen, where = InputIdentity(), dict[str, list[int]](), Whereabouts(trajectory.steps)
 
     def see(name: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+        where.check(name, arguments[0])
         seen.setdefault(name, []).append(identity.number(arguments[0]))
 
     hooks = [layer.register_forward_pre_hook(partial(see, name)) for name, layer in layers.items()]
+    hooks.append(model.register_forward_pre_hook(where.begin, with_kwargs=True))
     try:
         _first_step(trajectory)
     finally:

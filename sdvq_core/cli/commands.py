@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,14 @@ Prompt = Annotated[str, typer.Option(help="What to draw; may be empty.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same image.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps; default: what suits the model.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; default: what suits the model.")]
+OwnPrompts = Annotated[
+    Path | None, typer.Option("--calibration", help="Text file of prompts to calibrate on, one per line.")
+]
+Timesteps = Annotated[str, typer.Option(help="Weight of steps in calibration: uniform, early, late or numbers, 3,2,1.")]
+Statistics = Annotated[
+    Path | None, typer.Option(help="Folder of layer statistics to use, of this model or of one with the same layers.")
+]
+Memory = Annotated[float | None, typer.Option(help="Gigabytes for statistics; default: half of what is free.", min=0)]
 
 
 @app.command()
@@ -66,11 +75,16 @@ def compress(
     model: Model,
     arm: ArmWord,
     out: Annotated[Path | None, typer.Option(help="Folder for the artifact; default: the cache.")] = None,
+    calibration: OwnPrompts = None,
+    timesteps: Timesteps = "uniform",
+    statistics: Statistics = None,
+    memory: Memory = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Compress a model's UNet into an artifact that diffusers loads."""
-    report = last(_workbench(device).compress(model, arm, out), Report)
+    chosen = _calibration(calibration, timesteps, statistics, memory)
+    report = last(_workbench(device, chosen).compress(model, arm, out), Report)
     print_answer(as_json, report.to_json(), [f"{report.artifact}", f"{size(report.ledger)}", *table(report)])
 
 
@@ -81,6 +95,10 @@ def tune(
     among: Annotated[list[str], typer.Option(help="A quantizer to choose among, such as tcq:bits=3; give several.")],
     bits: Annotated[float, typer.Option(help="Most bits per quantized weight, codebooks included.", min=0.5, max=16)],
     updates: Annotated[int, typer.Option(help="Updates of distillation in the recipe; 0: none.", min=0)] = 0,
+    calibration: OwnPrompts = None,
+    timesteps: Timesteps = "uniform",
+    statistics: Statistics = None,
+    memory: Memory = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -89,7 +107,8 @@ def tune(
     from sdvq_core.presets import write_recipe
 
     distil = DistillationSettings(updates=updates) if updates else None
-    recipe = last(_workbench(device).tune(model, among, bits, distil), dict)
+    chosen = _calibration(calibration, timesteps, statistics, memory)
+    recipe = last(_workbench(device, chosen).tune(model, among, bits, distil), dict)
     write_recipe(out, recipe)
     print_answer(
         as_json, {"recipe": str(out), **recipe}, [f"{out}: {len(recipe['rules'])} rules, use it as @{out.stem}"]
@@ -181,10 +200,20 @@ def evaluate(
     print_answer(as_json, {**result.to_json(), "files": [str(path) for path in written]}, [markdown(result).rstrip()])
 
 
-def _workbench(device: str = "auto") -> Any:
+def _workbench(device: str = "auto", calibration: Any = None) -> Any:
     from sdvq_core.workbench import Workbench
 
-    return Workbench(device=device)
+    return Workbench(device=device) if calibration is None else Workbench(device=device, calibration=calibration)
+
+
+def _calibration(prompts: Path | None, timesteps: str, statistics: Path | None, gigabytes: float | None) -> Any:
+    from sdvq_core.calibration import read_prompts
+    from sdvq_core.statistics import Calibration
+
+    if gigabytes is not None and not math.isfinite(gigabytes):
+        raise ConfigError(f"--memory must be a number of gigabytes, got {gigabytes}")
+    texts = () if prompts is None else read_prompts(prompts)
+    return Calibration(texts, timesteps, statistics, None if gigabytes is None else int(gigabytes * 1e9))
 
 
 def _sampling(model: str, prompt: str, seed: int, steps: int | None, guidance: float | None) -> Sampling:

@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,18 @@ class StatsFolder(Mapping[str, LayerStats]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._of
+
+    def only(self, names: Iterable[str]) -> StatsFolder:
+        """The same statistics of the layers `names` alone, as far as they are here."""
+        wanted = set(names)
+        kept = [replace(entry, layers=tuple(n for n in entry.layers if n in wanted)) for entry in self.entries]
+        found = StatsFolder(self.folder, self.info, [entry for entry in kept if entry.layers], self.borrowed_by)
+        found._checked = self._checked
+        return found
+
+    def columns(self, name: str) -> int:
+        """n of a layer's matrix, read from the manifest."""
+        return self._of[name].layout.n
 
     def block_size(self, name: str) -> int | None:
         """Columns per diagonal block of a layer's matrix, or None where it is whole."""

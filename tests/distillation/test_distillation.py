@@ -28,7 +28,7 @@ from sdvq_core.jobs import Progress, Sampling
 from sdvq_core.nn import swap_layer
 from sdvq_core.plan import CompressionPlan, vqdm_rules
 from sdvq_core.presets import find_recipe
-from sdvq_core.production import produce, recipe_digest
+from sdvq_core.production import Order, produce, recipe_digest
 from sdvq_core.quantizers import parse
 from sdvq_core.store import Artifact, Unfinished, read_artifact, read_report, write_artifact
 
@@ -153,7 +153,7 @@ def test_same_settings_same_numbers(tiny_base: Any, lessons: Lessons, distilled:
 def test_an_arm_with_distillation_is_an_artifact_of_the_promised_size(tiny_base: Any, tmp_path: Path) -> None:
     arm = replace(parse_arm(WORD), distil=QUICK)
     plan = CompressionPlan.resolve(tiny_base.unet, arm.rules)
-    *_, artifact = produce(tiny_base, plan, arm, tmp_path / "data", Unfinished(tmp_path / "unfinished"))
+    *_, artifact = produce(Order(tiny_base, plan, arm, tmp_path / "data", Unfinished(tmp_path / "unfinished")))
     assert isinstance(artifact, Artifact)
     write_artifact(tmp_path / "out", artifact)
     plain = recipe_digest(tiny_base.source, "0", plan, parse_arm(WORD))
