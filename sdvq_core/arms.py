@@ -16,8 +16,8 @@ from sdvq_core.errors import ConfigError
 from sdvq_core.peers import PREFIX, Peer
 from sdvq_core.peers import parse as parse_peer
 from sdvq_core.plan import Rule, vqdm_rules
-from sdvq_core.presets import find_recipe, recipes
 from sdvq_core.quantizers import catalogue, parse
+from sdvq_core.recipes import find_recipe, recipes
 from sdvq_core.store import is_artifact
 from sdvq_core.targets import Target, parse_target
 

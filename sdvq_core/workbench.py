@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from sdvq_core import presets
+from sdvq_core import presets, recipes
 from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.diffusion.sources import find_source, known_models
 from sdvq_core.distillation import DistillationSettings
@@ -40,9 +40,9 @@ from sdvq_core.jobs import (
 )
 from sdvq_core.peers import PeerInfo
 from sdvq_core.peers import catalogue as peer_catalogue
-from sdvq_core.presets import Recipe
 from sdvq_core.production import versions
 from sdvq_core.quantizers import QuantizerInfo, catalogue, parse
+from sdvq_core.recipes import Recipe
 from sdvq_core.records import Report
 from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import read_artifact, read_report, write_artifact
@@ -98,7 +98,7 @@ class Workbench:
 
     def recipes(self) -> list[Recipe]:
         """The recipes in presets/."""
-        return presets.recipes()
+        return recipes.recipes()
 
     def prompts(self, tier: str = "nano") -> list[str]:
         """Suggested prompts for a tier of models."""

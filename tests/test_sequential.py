@@ -20,8 +20,8 @@ from sdvq_core.integrations.loading import load_artifact
 from sdvq_core.jobs import Progress, Sampling
 from sdvq_core.metrics.weights import relative_mse
 from sdvq_core.plan import CompressionPlan
-from sdvq_core.presets import find_recipe
 from sdvq_core.production import Order, produce, recipe_digest
+from sdvq_core.recipes import find_recipe
 from sdvq_core.sequential import compress_sequentially
 from sdvq_core.statistics import Calibration, gather
 from sdvq_core.store import Artifact, Unfinished, write_artifact
@@ -126,7 +126,7 @@ def test_a_recipe_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
     (tmp_path / "recipes").mkdir()
     file, rules = tmp_path / "recipes" / "mine.yaml", f"rules: [{{pattern: '*', quantizer: '{WORD}'}}]\n"
     file.write_text(rules + "sequential: true\n")
-    monkeypatch.setattr("sdvq_core.arms.find_recipe", lambda name: presets.find_recipe(name, tmp_path))
+    monkeypatch.setattr("sdvq_core.arms.find_recipe", lambda name: find_recipe(name, tmp_path))
     assert parse_arm("@mine").sequential
     engine, model = Engine(tmp_path / "data", "cpu"), str(tiny_pipeline_folder)
     *events, folder = engine.compress(model, parse_arm("@mine"))

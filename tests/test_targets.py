@@ -9,8 +9,8 @@ import yaml
 
 from sdvq_core.arms import parse_arm
 from sdvq_core.errors import ConfigError
-from sdvq_core.presets import find_recipe
 from sdvq_core.quantizers import parse
+from sdvq_core.recipes import find_recipe
 from sdvq_core.targets import parse_target
 
 

@@ -17,6 +17,7 @@ from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import Progress
 from sdvq_core.plan import vqdm_rules
 from sdvq_core.quantizers import parse
+from sdvq_core.recipes import find_recipe, write_recipe
 from sdvq_core.targets import Target
 from sdvq_core.tuning import known_damage, measure, tune
 from sdvq_core.workbench import Workbench
@@ -39,8 +40,8 @@ def recipe(tiny_base: Any, quick: None, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    presets.write_recipe(tmp_path / "recipes" / "mine.yaml", recipe)
-    monkeypatch.setattr("sdvq_core.arms.find_recipe", lambda name: presets.find_recipe(name, tmp_path))
+    write_recipe(tmp_path / "recipes" / "mine.yaml", recipe)
+    monkeypatch.setattr("sdvq_core.arms.find_recipe", lambda name: find_recipe(name, tmp_path))
     return tmp_path
 
 
@@ -59,7 +60,7 @@ def test_the_recipe_keeps_to_its_bits(tiny_pipeline_folder: Path, recipe: dict[s
 
 def test_another_model_is_measured_anew(tiny_pipeline_folder: Path, recipe: dict[str, Any], folder: Path) -> None:
     foreign = {"0" * 16: next(iter(recipe["allocated"].values()))}
-    presets.write_recipe(folder / "recipes" / "mine.yaml", {**recipe, "allocated": foreign})
+    write_recipe(folder / "recipes" / "mine.yaml", {**recipe, "allocated": foreign})
     engine = Engine(folder / "elsewhere", "cpu")
     assert engine.rules(str(tiny_pipeline_folder), parse_arm("@mine")) is None
     assert Engine(folder, "cpu").rules(str(tiny_pipeline_folder), parse_arm("@mine")), "its damages are kept there"

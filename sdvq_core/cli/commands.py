@@ -104,7 +104,7 @@ def tune(
 ) -> None:
     """Allocate bits to layers by measured damage, and write the result as a recipe for this model."""
     from sdvq_core.distillation import DistillationSettings
-    from sdvq_core.presets import write_recipe
+    from sdvq_core.recipes import write_recipe
 
     distil = DistillationSettings(updates=updates) if updates else None
     chosen = _calibration(calibration, timesteps, statistics, memory)

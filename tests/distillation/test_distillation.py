@@ -27,9 +27,9 @@ from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import Progress, Sampling
 from sdvq_core.nn import swap_layer
 from sdvq_core.plan import CompressionPlan, vqdm_rules
-from sdvq_core.presets import find_recipe
 from sdvq_core.production import Order, produce, recipe_digest
 from sdvq_core.quantizers import parse
+from sdvq_core.recipes import find_recipe
 from sdvq_core.store import Artifact, Unfinished, read_artifact, read_report, write_artifact
 
 WORD = "rvq:codebooks=2,code_bits=4,beam=2"
