@@ -12,7 +12,7 @@ Q-Diffusion reconstruct the output of a block of layers; this is layer by layer,
 b is not taken from W itself but from a good rounding, error feedback (`gptq`) refined by coordinate descent: one of
 the two codes is the one found there, the other its neighbour on the side to which the error pulls. In a few hundred
 iterations that ends far lower than up or down from W. A row keeps its start where learning did not help, so none is
-worse than `gptq` or `rtn` under the same (damped) H.
+worse than `gptq` or `rtn` under the same damped H. More damping than `gptq` takes: a closer search is sooner too close.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class AdaRound(Gptq):
     calibrated = True
     algorithm = 1
 
+    damping: float = knob(0.05, "Damping, share of the mean", low=0.0001, high=1.0)  # least error on other prompts
     iterations: int = knob(200, "Iterations of Adam", low=0, high=10000)
     lr: float = knob(0.1, "Learning rate", low=0.001, high=1.0)
 
