@@ -416,6 +416,15 @@ def test_calibration_on_own_prompts(answer, model, tmp_path):
     assert all(layer["relative_output_mse"] is not None for layer in found["layers"])
 
 
+def test_tune_writes_a_recipe_and_says_where(run, model, tmp_path):
+    (tmp_path / "p.txt").write_text("a red frog\n", "utf-8")
+    words = ("--among", "rtn:bits=3", "--among", "rtn:bits=5", "--bits", 4.6, "--calibration", tmp_path / "p.txt")
+    code, out, err = run("tune", model, "--out", tmp_path / "mine.yaml", *words)
+    assert code == 0, err
+    assert out.strip().endswith("rules, use it as @mine")
+    assert (tmp_path / "mine.yaml").is_file()
+
+
 CALIBRATION = {
     "a missing file": (("--calibration", "nothing.txt"), "pass a UTF-8 text file with one prompt per line"),
     "an empty file": (("--calibration", "empty.txt"), "has no prompt; write one per line"),

@@ -110,9 +110,8 @@ def tune(
     chosen = _calibration(calibration, timesteps, statistics, memory)
     recipe = last(_workbench(device, chosen).tune(model, among, bits, distil), dict)
     write_recipe(out, recipe)
-    print_answer(
-        as_json, {"recipe": str(out), **recipe}, [f"{out}: {len(recipe['rules'])} rules, use it as @{out.stem}"]
-    )
+    (rules,) = recipe["allocated"].values()
+    print_answer(as_json, {"recipe": str(out), **recipe}, [f"{out}: {len(rules)} rules, use it as @{out.stem}"])
 
 
 @app.command()
