@@ -18,7 +18,7 @@ import platformdirs
 
 from sdvq_core import presets
 from sdvq_core.arms import Arm, parse_arm
-from sdvq_core.diffusion.sources import find_source, known_models
+from sdvq_core.diffusion.sources import at_hand, find_source, known_models
 from sdvq_core.distillation import DistillationSettings
 from sdvq_core.engine import Engine
 from sdvq_core.errors import ConfigError, StoreError
@@ -44,6 +44,7 @@ from sdvq_core.presets import Recipe
 from sdvq_core.production import versions
 from sdvq_core.quantizers import QuantizerInfo, catalogue, parse
 from sdvq_core.records import Report
+from sdvq_core.results import Results, find_results, first_command, keep_results, same_command
 from sdvq_core.store import read_artifact, read_report, write_artifact
 from sdvq_core.store.images import write_png
 from sdvq_core.targets import Target
@@ -174,10 +175,26 @@ class Workbench:
         yield CompareResult(job, tuple(results), self.engine.device_name)
 
     def evaluate(self, job: EvaluateJob) -> Iterator[Progress | EvaluateResult]:
-        """Prompts x seeds, every arm against the first, with intervals and the noise floor."""
+        """Prompts x seeds, every arm against the first, with intervals and noise floors; `results` gives it again."""
         from sdvq_core.evaluation import evaluate
 
-        return evaluate(self.engine, job)
+        for event in evaluate(self.engine, job):
+            if isinstance(event, EvaluateResult):
+                keep_results(self.data, event)
+            yield event
+
+    def results(self, model: str) -> Results | None:
+        """The newest evaluation of `model`, else the one that is bundled with the program; None without either."""
+        source = find_source(model)
+        found = find_results(self.data, self.engine.fingerprint(model)) if at_hand(source) else None
+        if found is None:
+            return None
+        measured, bundled = found
+        return Results(measured, bundled, same_command(model, measured.job, source, self.default_prompts(model)))
+
+    def evaluate_command(self, model: str, arms: Sequence[str]) -> str:
+        """What to type to measure `arms` on `model`."""
+        return first_command(model, arms, self.default_prompts(model))
 
     def default_prompts(self, model: str) -> list[str]:
         """Prompts to evaluate `model` on when the user gives none."""

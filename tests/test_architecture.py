@@ -21,7 +21,7 @@ TABLE = (
     ("app",),
     ("ui", "cli"),
     ("workbench",),
-    ("evaluation", "inspection"),
+    ("evaluation", "inspection", "results"),
     ("engine",),
     ("tuning",),
     ("production",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,30 @@ def test_evaluate_summarises_every_arm(workbench, model):
     assert rtn.measures["latent_mse"].low <= rtn.measures["latent_mse"].mean <= rtn.measures["latent_mse"].high
     assert result.noise_floor.measures["latent_mse"].mean > rvq.measures["latent_mse"].mean
     assert result.noise_floor.fork_rate == 1
+
+
+def test_results_are_those_of_the_newest_evaluation(workbench, model, tmp_path):
+    assert workbench.results(model) is None
+    for steps in (2, 1):
+        job = EvaluateJob(model, ("fp16", "rtn:bits=4"), ("a",), replace(SAMPLING, prompt="", steps=steps))
+        result = list(workbench.evaluate(job))[-1]
+    found = Workbench(tmp_path / "data", "cpu").results(model)
+    assert found.measured.job == job
+    assert found.measured.arms[1].measures == result.arms[1].measures
+    assert found.measured.base.fingerprint == workbench.engine.fingerprint(model)
+    assert not found.bundled
+    assert " --steps 1 " in found.command
+    (tmp_path / "data" / "results" / f"{found.measured.base.fingerprint}.json").write_text("{")
+    assert workbench.results(model) is None
+
+
+def test_the_bundled_model_comes_with_results(workbench):
+    found = workbench.results("nano")
+    assert found.bundled
+    assert found.command.startswith("python -m sdvq_core evaluate nano --arm fp16 ")
+    assert f" --n {len(found.measured.job.prompts)} " in found.command
+
+
+def test_a_model_that_is_not_at_hand_has_no_results_but_a_command(workbench):
+    assert workbench.results("sdxl-turbo") is None
+    assert "evaluate sdxl-turbo --arm fp16" in workbench.evaluate_command("sdxl-turbo", ("fp16",))
