@@ -69,7 +69,7 @@ class LayersTab:
 
     def pick(self, event: gr.EventData) -> Any:
         """The layer whose bar or dot was clicked."""
-        return event._data.get("layer")
+        return event._data.get("name")
 
     def pick_row(self, event: gr.SelectData) -> Any:
         """The layer of the table's row."""

@@ -10,10 +10,11 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fake_results import fake_results
 from PIL import Image, ImageDraw, ImageFilter
 
 from sdvq_core.errors import ConfigError
@@ -34,6 +35,7 @@ from sdvq_core.jobs import (
 from sdvq_core.peers import PeerInfo
 from sdvq_core.quantizers.base import QuantizerInfo, catalogue, parse
 from sdvq_core.records import BaseInfo, LayerRecord, Ledger, Report
+from sdvq_core.results import Results
 
 WEIGHTS = 12_000_000
 
@@ -93,6 +95,12 @@ class FakeWorkbench:
 
     def report(self, model: str, arm: str) -> Report | None:
         return self._report(arm) if arm in self.made else None
+
+    def results(self, model: str) -> Results | None:
+        return fake_results(self._ledger) if model == "nano" else None
+
+    def evaluate_command(self, model: str, arms: Sequence[str]) -> str:
+        return f"python -m sdvq_core evaluate {model} {' '.join(f'--arm {arm}' for arm in arms)} --n 128"
 
     def layer_detail(self, model: str, arm: str, layer: str) -> LayerDetail:
         edges = tuple(-0.3 + 0.6 * step / 60 for step in range(61))

@@ -172,7 +172,7 @@ def test_layer_detail_has_numbers_and_figures(layers: Any, bench: Any) -> None:
 
 
 def test_clicks_and_rows_name_the_layer(layers: Any) -> None:
-    assert layers.pick(SimpleNamespace(_data={"layer": "conv_in"})) == "conv_in"
+    assert layers.pick(SimpleNamespace(_data={"name": "conv_in"})) == "conv_in"
     assert layers.pick_row(SimpleNamespace(row_value=["conv_in", 1])) == "conv_in"
 
 
