@@ -166,13 +166,30 @@ class ArmResult:
 
 
 @dataclass(frozen=True)
+class Work:
+    """One stage that an arm must go through before it can draw.
+
+    stage: "calibrate", "allocate", "compress", "distil" or "quantize". count: of its layers, widths to try, layers or
+    most updates; 0 where nobody knows. by: the library that does it, if it is not ours.
+    """
+
+    stage: str
+    count: int
+    by: str = ""
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """The size of an arm before it is made. exact: False while the bits of its layers are yet to be allocated."""
+    """The size of an arm before it is made. exact: False while the bits of its layers are yet to be allocated.
+
+    work: what is left to do before it can draw; nothing for what is in the cache.
+    """
 
     arm: str
     label: str
     ledger: Ledger
     exact: bool = True
+    work: tuple[Work, ...] = ()
 
 
 @dataclass(frozen=True)

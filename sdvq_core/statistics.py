@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sdvq_core import presets
 from sdvq_core.calibration import DEFAULT_ROWS, CalibrationSettings, Trajectory, collect
 from sdvq_core.diffusion.sources import Source
+from sdvq_core.errors import StoreError
 from sdvq_core.jobs import Notice, Progress, Sampling
 from sdvq_core.plan import CompressionPlan
 from sdvq_core.records import BaseInfo
@@ -42,6 +43,17 @@ def settings_for(source: Source) -> CalibrationSettings:
 def statistics_key(source: Source, fingerprint: str) -> str:
     """Name of the statistics' folder; part of the key of every artifact made with them."""
     return StatsInfo(BaseInfo(source.name, fingerprint), settings_for(source).to_json()).key
+
+
+def missing_layers(source: Source, fingerprint: str, plan: CompressionPlan, data: Path) -> list[str]:
+    """The plan's calibrated layers whose statistics are not kept yet."""
+    wanted = calibrated_layers(plan)
+    base = BaseInfo(source.name, fingerprint)
+    try:
+        kept = StatsFolder.open(data / "statistics" / statistics_key(source, fingerprint), base) if wanted else ()
+    except StoreError:
+        return wanted
+    return [name for name in wanted if name not in kept]
 
 
 def gather(base: BaseModel, plan: CompressionPlan, data: Path) -> Iterator[Progress | Notice | StatsFolder]:

@@ -47,9 +47,14 @@ def known_damage(source: Source, fingerprint: str, target: Target, data: Path) -
     return {name: [damage[name] for damage in known] for name in sorted(common)}
 
 
+def unmeasured(source: Source, fingerprint: str, target: Target, data: Path) -> list[Quantizer]:
+    """The quantizers of `target` whose damages are not kept in `data`."""
+    return [one for one in target.among if _read(_path(source, fingerprint, one, data)) is None]
+
+
 def measure(base: BaseModel, target: Target, data: Path) -> Iterator[Progress | Notice]:
     """Compress every layer by every quantizer of `target` and note the damages that are not kept yet."""
-    wanting = [one for one in target.among if _read(_path(base.source, base.fingerprint, one, data)) is None]
+    wanting = unmeasured(base.source, base.fingerprint, target, data)
     known: Lessons | None = None
     for quantizer in wanting:
         if known is None:

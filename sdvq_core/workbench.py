@@ -38,6 +38,7 @@ from sdvq_core.jobs import (
     Sampling,
     Scores,
 )
+from sdvq_core.needs import needs
 from sdvq_core.peers import PeerInfo
 from sdvq_core.peers import catalogue as peer_catalogue
 from sdvq_core.presets import Recipe
@@ -110,10 +111,10 @@ class Workbench:
         return {**versions(), **machine}
 
     def estimate(self, model: str, arm: str) -> Estimate:
-        """Size of an arm before it is made; quick, and exact unless its bits are yet to be allocated."""
+        """Size of an arm before it is made, and the work ahead; quick, and exact once its bits are allocated."""
         parsed = parse_arm(arm)
         exact = self.engine.rules(model, parsed) is not None
-        return Estimate(arm, parsed.label, self.engine.ledger(model, parsed), exact)
+        return Estimate(arm, parsed.label, self.engine.ledger(model, parsed), exact, needs(self.engine, model, parsed))
 
     def inspect(self, artifact: str | Path) -> Report:
         """The report card of an artifact folder."""

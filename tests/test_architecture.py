@@ -21,7 +21,7 @@ TABLE = (
     ("app",),
     ("ui", "cli"),
     ("workbench",),
-    ("evaluation", "inspection", "results"),
+    ("evaluation", "inspection", "needs", "results"),
     ("engine",),
     ("tuning",),
     ("production",),

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from sdvq_core import Workbench, load_artifact
+from sdvq_core.arms import parse_arm
 from sdvq_core.errors import ConfigError, SdvqError, StoreError
 from sdvq_core.jobs import (
     ArmResult,
@@ -191,3 +192,30 @@ def test_the_bundled_model_comes_with_results(workbench):
 def test_a_model_that_is_not_at_hand_has_no_results_but_a_command(workbench):
     assert workbench.results("sdxl-turbo") is None
     assert "evaluate sdxl-turbo --arm fp16" in workbench.evaluate_command("sdxl-turbo", ("fp16",))
+
+
+def stages(workbench, model, arm):
+    return [(work.stage, work.count) for work in workbench.estimate(model, arm).work]
+
+
+def test_work_ahead_is_what_is_then_done(workbench, model):
+    assert workbench.estimate(model, "fp16").work == ()
+    layers = len(workbench.engine.plan(model, parse_arm("gptq")).assignments)
+    assert stages(workbench, model, "gptq") == [("calibrate", layers), ("compress", layers)]
+    seen = {event.stage for event in workbench.compress(model, "gptq") if isinstance(event, Progress)}
+    assert seen == {"load", "calibrate", "compress"}
+    assert stages(workbench, model, "gptq") == []
+    assert stages(workbench, model, "gptq:bits=3") == [("compress", layers)], "statistics are kept"
+
+
+def test_work_of_an_arm_whose_bits_are_yet_to_be_allocated(workbench, model):
+    found = workbench.estimate(model, "rtn:bits=4.5")
+    assert not found.exact
+    (allocate, count), (compress, _) = stages(workbench, model, "rtn:bits=4.5")
+    assert (allocate, compress) == ("allocate", "compress")
+    assert count >= 2
+
+
+def test_work_of_a_recipe_names_its_updates(workbench):
+    assert stages(workbench, "nano", "@best-3bit")[-1] == ("distil", 300)
+    assert stages(workbench, "sdxl", "aq:bits=3")[0][0] == "calibrate", "said before any download"

@@ -31,6 +31,7 @@ from sdvq_core.jobs import (
     Preview,
     Progress,
     Scores,
+    Work,
 )
 from sdvq_core.peers import PeerInfo
 from sdvq_core.quantizers.base import QuantizerInfo, catalogue, parse
@@ -38,6 +39,7 @@ from sdvq_core.records import BaseInfo, LayerRecord, Ledger, Report
 from sdvq_core.results import Results
 
 WEIGHTS = 12_000_000
+CURVES = {"@preview": ((0, 0.02), (50, 0.012), (100, 0.013))}  # of arms that were distilled
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,10 @@ class FakeWorkbench:
         }
 
     def estimate(self, model: str, arm: str) -> Estimate:
-        return Estimate(arm, self._label(arm), self._ledger(arm))
+        work = () if arm == "fp16" or arm in self.made else (Work("compress", 60),)
+        if arm.startswith("@"):
+            work = (Work("calibrate", 60), *work, Work("distil", 300))
+        return Estimate(arm, self._label(arm), self._ledger(arm), work=work)
 
     def compare(self, job: CompareJob) -> Iterator[CompareEvent]:
         try:
@@ -192,7 +197,9 @@ class FakeWorkbench:
 
     def _report(self, arm: str) -> Report:
         layers = tuple(self._layers(arm))
-        return Report(f"/cache/{arm}", BaseInfo("nano", "abc"), arm, self._ledger(arm), layers, 11.2)
+        return Report(
+            f"/cache/{arm}", BaseInfo("nano", "abc"), arm, self._ledger(arm), layers, 11.2, curve=CURVES.get(arm, ())
+        )
 
     def _layers(self, arm: str) -> Iterator[LayerRecord]:
         bits, chance = self._bits(arm), random.Random(arm)
