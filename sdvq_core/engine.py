@@ -181,7 +181,8 @@ class Engine:
 
         if self.device != "cpu" and torch.cuda.is_available():
             return str(torch.cuda.get_device_name())
-        return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
 
     def aligner(self, tier: str) -> Aligner | None:
         """The judge of a tier, or None where it is not at hand."""

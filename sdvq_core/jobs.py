@@ -6,19 +6,20 @@ A job validates itself (widgets and an API do not), an event says one thing that
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from sdvq_core.errors import ConfigError
-from sdvq_core.records import Ledger, Report
+from sdvq_core.errors import ConfigError, StoreError
+from sdvq_core.records import BaseInfo, Ledger, Report
 from sdvq_core.summaries import ArmSummary
 
 MAX_STEPS, MAX_GUIDANCE, MAX_SEED, MAX_ARMS = 150, 30.0, 2**32 - 1, 8
 MAX_SEEDS = 64  # per prompt
+RESULTS_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,30 @@ class ArmResult:
 
 
 @dataclass(frozen=True)
+class Work:
+    """One stage that an arm must go through before it can draw.
+
+    stage: "calibrate", "allocate", "compress", "distil" or "quantize". count: of its layers, widths to try, layers or
+    most updates; 0 where nobody knows. by: the library that does it, if it is not ours.
+    """
+
+    stage: str
+    count: int
+    by: str = ""
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """The size of an arm before it is made. exact: False while the bits of its layers are yet to be allocated."""
+    """The size of an arm before it is made. exact: False while the bits of its layers are yet to be allocated.
+
+    work: what is left to do before it can draw; nothing for what is in the cache.
+    """
 
     arm: str
     label: str
     ledger: Ledger
     exact: bool = True
+    work: tuple[Work, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -242,7 +260,7 @@ class EvaluateResult:
     """The end of an evaluation.
 
     noise_floor: the same measures for the reference at another seed. precision_floor: for the reference in the other
-    precision, None where the machine has no room for a second copy.
+    precision, None where the machine has no room for a second copy. base: whose UNet was measured; date: YYYY-MM-DD.
     """
 
     job: EvaluateJob
@@ -250,6 +268,8 @@ class EvaluateResult:
     noise_floor: ArmSummary
     device: str
     precision_floor: ArmSummary | None = None
+    base: BaseInfo | None = None
+    date: str | None = None
 
     @property
     def floors(self) -> tuple[ArmSummary, ...]:
@@ -258,6 +278,9 @@ class EvaluateResult:
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "version": RESULTS_VERSION,
+            "base": None if self.base is None else asdict(self.base),
+            "date": self.date,
             "n": len(self.job.prompts),
             "seeds": self.job.seeds,
             "seed": self.job.sampling.seed,
@@ -270,3 +293,29 @@ class EvaluateResult:
             "fp32": None if self.precision_floor is None else self.precision_floor.to_json(),
             "prompts": list(self.job.prompts),
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EvaluateResult:
+        """What `to_json` wrote, without image pairs; StoreError for everything else."""
+        try:
+            if data["version"] != RESULTS_VERSION:
+                raise StoreError(f"this results.json is of version {data['version']!r}, not {RESULTS_VERSION}")
+            arms = tuple(ArmSummary.from_json(arm) for arm in data["arms"])
+            other_seed, precision = ArmSummary.from_json(data["other_seed"]), data["fp32"]
+            return cls(
+                _job_of(data, arms),
+                arms,
+                other_seed,
+                str(data["device"]),
+                None if precision is None else ArmSummary.from_json(precision),
+                None if data["base"] is None else BaseInfo(**data["base"]),
+                None if data["date"] is None else str(data["date"]),
+            )
+        except (LookupError, TypeError, ValueError, ConfigError) as error:
+            raise StoreError(f"this is not a results.json ({error!r}); run evaluate again") from None
+
+
+def _job_of(data: Mapping[str, Any], arms: Sequence[ArmSummary]) -> EvaluateJob:
+    sampling = Sampling("", data["seed"], data["steps"], data["guidance"])
+    words, prompts = tuple(arm.arm for arm in arms), tuple(map(str, data["prompts"]))
+    return EvaluateJob(str(data["model"]), words, prompts, sampling, data["seeds"])

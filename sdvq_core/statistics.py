@@ -95,6 +95,20 @@ def statistics_key(source: Source, fingerprint: str, calibration: Calibration = 
     return StatsInfo(BaseInfo(source.name, fingerprint), settings.to_json()).key
 
 
+def missing_layers(
+    source: Source, fingerprint: str, plan: CompressionPlan, data: Path, calibration: Calibration = DEFAULT
+) -> list[str]:
+    """The plan's calibrated layers whose statistics are not kept yet."""
+    wanted, base = calibrated_layers(plan), BaseInfo(source.name, fingerprint)
+    if not wanted or calibration.statistics is not None:
+        return []
+    try:
+        kept = StatsFolder.open(data / "statistics" / statistics_key(source, fingerprint, calibration), base)
+    except StoreError:
+        return wanted
+    return [name for name in wanted if name not in kept]
+
+
 def gather(
     base: BaseModel, plan: CompressionPlan, data: Path, calibration: Calibration = DEFAULT
 ) -> Iterator[Progress | Notice | StatsFolder]:

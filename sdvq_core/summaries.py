@@ -44,7 +44,9 @@ class StepErrors:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StepErrors:
         """What `to_json` wrote."""
-        return cls(data["n"], tuple(data["times"]), tuple(data["teacher_forced"]), tuple(data["free_running"]))
+        lists = (data["times"], data["teacher_forced"], data["free_running"])
+        times, forced, free = (tuple(float(value) for value in values) for values in lists)
+        return cls(int(data["n"]), times, forced, free)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,19 +105,29 @@ class ArmSummary:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ArmSummary:
         """An arm of a results.json, without its pairs: images are not in there. Keys that came later may be missing."""
-        interval, steps = data.get("latent_mse_median"), data.get("timesteps")
         try:
+            interval, steps = data.get("latent_mse_median"), data.get("timesteps")
+            ledger = Ledger.from_json(data["ledger"])
+            ledger.to_json()  # sizes that cannot be told are a damaged file
             return cls(
-                data["arm"],
-                data.get("label", data["arm"]),
-                Ledger.from_json(data["ledger"]),
-                {name: None if data[name] is None else Spread(**data[name]) for name in MEASURES},
-                data["fork_rate"],
-                data["seconds"],
-                None if interval is None else (interval["low"], interval["high"]),
-                data.get("frechet"),
-                data.get("cmmd"),
+                str(data["arm"]),
+                str(data.get("label", data["arm"])),
+                ledger,
+                {name: _spread(data[name]) for name in MEASURES},
+                _number(data["fork_rate"]),
+                float(data["seconds"]),
+                None if interval is None else (float(interval["low"]), float(interval["high"])),
+                _number(data.get("frechet")),
+                _number(data.get("cmmd")),
                 None if steps is None else StepErrors.from_json(steps),
             )
-        except (LookupError, TypeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise StoreError(f"this is not an arm of a results.json ({error!r}); run evaluate again") from None
+
+
+def _spread(data: Mapping[str, Any] | None) -> Spread | None:
+    return None if data is None else Spread(*(float(data[part]) for part in ("mean", "median", "low", "high")))
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -50,15 +50,21 @@ def known_damage(
     return {name: [damage[name] for damage in known] for name in sorted(common)}
 
 
+def unmeasured(
+    source: Source, fingerprint: str, target: Target, data: Path, calibration: Calibration = DEFAULT
+) -> list[Quantizer]:
+    """The quantizers of `target` whose damages are not kept in `data`."""
+    folder = data / "damages"
+    return [one for one in target.among if _read(folder / _name(source, fingerprint, one, calibration)) is None]
+
+
 def measure(
     base: BaseModel, target: Target, data: Path, calibration: Calibration = DEFAULT
 ) -> Iterator[Progress | Notice]:
     """Compress every layer by every quantizer of `target` and note the damages that are not kept yet."""
     known: Lessons | None = None
-    for quantizer in target.among:
+    for quantizer in unmeasured(base.source, base.fingerprint, target, data, calibration):
         path = data / "damages" / _name(base.source, base.fingerprint, quantizer, calibration)
-        if _read(path) is not None:
-            continue
         if known is None:
             for event in lessons(base, calibration, batches=1):
                 if isinstance(event, Progress):

@@ -18,7 +18,7 @@ import platformdirs
 
 from sdvq_core import presets, recipes
 from sdvq_core.arms import Arm, parse_arm
-from sdvq_core.diffusion.sources import find_source, known_models
+from sdvq_core.diffusion.sources import at_hand, find_source, known_models
 from sdvq_core.distillation import DistillationSettings
 from sdvq_core.engine import Engine
 from sdvq_core.errors import ConfigError, StoreError
@@ -38,12 +38,14 @@ from sdvq_core.jobs import (
     Sampling,
     Scores,
 )
+from sdvq_core.needs import needs
 from sdvq_core.peers import PeerInfo
 from sdvq_core.peers import catalogue as peer_catalogue
 from sdvq_core.production import versions
 from sdvq_core.quantizers import QuantizerInfo, catalogue, parse
 from sdvq_core.recipes import Recipe
 from sdvq_core.records import Report
+from sdvq_core.results import Results, find_results, first_command, keep_results, same_command
 from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import read_artifact, read_report, write_artifact
 from sdvq_core.store.images import write_png
@@ -110,10 +112,10 @@ class Workbench:
         return {**versions(), **machine}
 
     def estimate(self, model: str, arm: str) -> Estimate:
-        """Size of an arm before it is made; quick, and exact unless its bits are yet to be allocated."""
+        """Size of an arm before it is made, and the work ahead; quick, and exact once its bits are allocated."""
         parsed = parse_arm(arm)
         exact = self.engine.rules(model, parsed) is not None
-        return Estimate(arm, parsed.label, self.engine.ledger(model, parsed), exact)
+        return Estimate(arm, parsed.label, self.engine.ledger(model, parsed), exact, needs(self.engine, model, parsed))
 
     def inspect(self, artifact: str | Path) -> Report:
         """The report card of an artifact folder."""
@@ -176,10 +178,26 @@ class Workbench:
         yield CompareResult(job, tuple(results), self.engine.device_name)
 
     def evaluate(self, job: EvaluateJob) -> Iterator[Progress | EvaluateResult]:
-        """Prompts x seeds, every arm against the first, with intervals and the noise floor."""
+        """Prompts x seeds, every arm against the first, with intervals and noise floors; `results` gives it again."""
         from sdvq_core.evaluation import evaluate
 
-        return evaluate(self.engine, job)
+        for event in evaluate(self.engine, job):
+            if isinstance(event, EvaluateResult):
+                keep_results(self.data, event)
+            yield event
+
+    def results(self, model: str) -> Results | None:
+        """The newest evaluation of `model`, else the one that is bundled with the program; None without either."""
+        source = find_source(model)
+        found = find_results(self.data, self.engine.fingerprint(model)) if at_hand(source) else None
+        if found is None:
+            return None
+        measured, bundled = found
+        return Results(measured, bundled, same_command(model, measured.job, source, self.default_prompts(model)))
+
+    def evaluate_command(self, model: str, arms: Sequence[str]) -> str:
+        """What to type to measure `arms` on `model`."""
+        return first_command(model, arms, self.default_prompts(model))
 
     def default_prompts(self, model: str) -> list[str]:
         """Prompts to evaluate `model` on when the user gives none."""

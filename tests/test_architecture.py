@@ -21,7 +21,7 @@ TABLE = (
     ("app",),
     ("ui", "cli"),
     ("workbench",),
-    ("evaluation", "inspection"),
+    ("evaluation", "inspection", "needs", "results"),
     ("engine",),
     ("tuning",),
     ("production",),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from sdvq_core import Workbench, load_artifact
+from sdvq_core.arms import parse_arm
 from sdvq_core.errors import ConfigError, SdvqError, StoreError
 from sdvq_core.jobs import (
     ArmResult,
@@ -163,3 +165,57 @@ def test_evaluate_summarises_every_arm(workbench, model):
     assert rtn.measures["latent_mse"].low <= rtn.measures["latent_mse"].mean <= rtn.measures["latent_mse"].high
     assert result.noise_floor.measures["latent_mse"].mean > rvq.measures["latent_mse"].mean
     assert result.noise_floor.fork_rate == 1
+
+
+def test_results_are_those_of_the_newest_evaluation(workbench, model, tmp_path):
+    assert workbench.results(model) is None
+    for steps in (2, 1):
+        job = EvaluateJob(model, ("fp16", "rtn:bits=4"), ("a",), replace(SAMPLING, prompt="", steps=steps))
+        result = list(workbench.evaluate(job))[-1]
+    found = Workbench(tmp_path / "data", "cpu").results(model)
+    assert found.measured.job == job
+    assert found.measured.arms[1].measures == result.arms[1].measures
+    assert found.measured.base.fingerprint == workbench.engine.fingerprint(model)
+    assert not found.bundled
+    assert " --steps 1 " in found.command
+    (tmp_path / "data" / "results" / f"{found.measured.base.fingerprint}.json").write_text("{")
+    assert workbench.results(model) is None
+
+
+def test_the_bundled_model_comes_with_results(workbench):
+    found = workbench.results("nano")
+    assert found.bundled
+    assert found.command.startswith("python -m sdvq_core evaluate nano --arm fp16 ")
+    assert f" --n {len(found.measured.job.prompts)} " in found.command
+
+
+def test_a_model_that_is_not_at_hand_has_no_results_but_a_command(workbench):
+    assert workbench.results("sdxl-turbo") is None
+    assert "evaluate sdxl-turbo --arm fp16" in workbench.evaluate_command("sdxl-turbo", ("fp16",))
+
+
+def stages(workbench, model, arm):
+    return [(work.stage, work.count) for work in workbench.estimate(model, arm).work]
+
+
+def test_work_ahead_is_what_is_then_done(workbench, model):
+    assert workbench.estimate(model, "fp16").work == ()
+    layers = len(workbench.engine.plan(model, parse_arm("gptq")).assignments)
+    assert stages(workbench, model, "gptq") == [("calibrate", layers), ("compress", layers)]
+    seen = {event.stage for event in workbench.compress(model, "gptq") if isinstance(event, Progress)}
+    assert seen == {"load", "calibrate", "compress"}
+    assert stages(workbench, model, "gptq") == []
+    assert stages(workbench, model, "gptq:bits=3") == [("compress", layers)], "statistics are kept"
+
+
+def test_work_of_an_arm_whose_bits_are_yet_to_be_allocated(workbench, model):
+    found = workbench.estimate(model, "rtn:bits=4.5")
+    assert not found.exact
+    (allocate, count), (compress, _) = stages(workbench, model, "rtn:bits=4.5")
+    assert (allocate, compress) == ("allocate", "compress")
+    assert count >= 2
+
+
+def test_work_of_a_recipe_names_its_updates(workbench):
+    assert stages(workbench, "nano", "@best-3bit")[-1] == ("distil", 300)
+    assert stages(workbench, "sdxl", "aq:bits=3")[0][0] == "calibrate", "said before any download"

@@ -186,13 +186,13 @@ def evaluate(
 ) -> None:
     """Measure arms over many prompts, with intervals and noise floors; a run that was stopped goes on where it was."""
     from sdvq_core.evaluation import markdown, write_report
+    from sdvq_core.results import evenly
 
     workbench = _workbench(device)
     texts = workbench.default_prompts(model) if prompts is None else _read_prompts(prompts)
     if n is not None and n > len(texts):
         say(f"only {len(texts)} prompts are there; using all of them")
-    count = min(n or len(texts), len(texts))
-    chosen = tuple(texts[i * len(texts) // count] for i in range(count))
+    chosen = tuple(evenly(texts, n or len(texts)))
     job = EvaluateJob(model, tuple(arm), chosen, _sampling(model, "", seed, steps, guidance), seeds)
     result = last(workbench.evaluate(job), EvaluateResult)
     written = write_report(out, result) if out is not None else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from sdvq_core.evaluation.scoring import Judge
 from sdvq_core.evaluation.timesteps import step_errors
 from sdvq_core.jobs import MAX_SEED, EvaluateJob, EvaluateResult, Progress, Sampling
 from sdvq_core.production import versions
+from sdvq_core.records import BaseInfo
 from sdvq_core.store.samples import SampleStore
 from sdvq_core.summaries import ArmSummary
 
@@ -44,7 +46,9 @@ def evaluate(engine: Engine, job: EvaluateJob) -> Iterator[Progress | EvaluateRe
     for arm in arms[1:]:
         subject = _subject(bench, arm)
         summaries.append((yield from _measured(bench, subject, arm, judge, first)))
-    yield EvaluateResult(job, tuple(summaries), noise, engine.device_name, precision)
+    base = BaseInfo(find_source(job.model).name, engine.fingerprint(job.model))
+    today = datetime.date.today().isoformat()
+    yield EvaluateResult(job, tuple(summaries), noise, engine.device_name, precision, base, today)
 
 
 def _compressed(engine: Engine, job: EvaluateJob, arms: Sequence[Arm]) -> Iterator[Progress]:

@@ -4,6 +4,7 @@ from sdvq_core.plots.codebook_usage import codebook_usage
 from sdvq_core.plots.error_heatmap import error_heatmap
 from sdvq_core.plots.error_size import error_size
 from sdvq_core.plots.layer_errors import layer_errors
+from sdvq_core.plots.loss_curve import loss_curve
 from sdvq_core.plots.rate_distortion import rate_distortion
 from sdvq_core.plots.timestep_error import timestep_error
 from sdvq_core.plots.weight_histogram import weight_histogram
@@ -13,6 +14,7 @@ __all__ = [
     "error_heatmap",
     "error_size",
     "layer_errors",
+    "loss_curve",
     "rate_distortion",
     "timestep_error",
     "weight_histogram",

@@ -20,6 +20,7 @@ SIZES: Mapping[str, tuple[str, Callable[[Ledger], float | None]]] = {
     "bits": ("bits per weight, whole UNet", lambda ledger: ledger.bits_per_weight),
     "quantized_bits": ("bits per quantized weight", lambda ledger: ledger.bits_per_quantized_weight),
 }
+SYMBOLS = ("circle", "diamond", "square", "triangle-up")  # one for each round through the palette
 FAR = 30  # times below the best arm: a floor there would squeeze the arms together
 FEW = 3  # decades: more have no room for ticks between them
 _HOVER = "<b>%{customdata[0]}</b><br>%{x:.3f}<br>latent error %{y:.3g}<br>%{customdata[1]}<extra></extra>"
@@ -38,8 +39,9 @@ def rate_distortion(
     for place, method in enumerate(methods):
         found = [arm for arm in arms if _method(arm) == method and _error(arm) is not None]
         found.sort(key=lambda arm: of(arm.ledger) or 0.0)
-        figure.add_scatter(name=method, **_line(found, of, chosen, PALETTE[place % len(PALETTE)]))
-    styled(figure, 420, hovermode="closest")
+        figure.add_scatter(name=method, **_line(found, of, chosen, place))
+    _name_inwards(figure)
+    styled(figure, 420 + 6 * max(0, len(methods) - 4), hovermode="closest")  # the legend needs its room
     _add_floors(figure, arms, floors)
     figure.update_xaxes(title=title)
     decades = _range(arms, floors)
@@ -50,8 +52,9 @@ def rate_distortion(
 
 
 def _line(
-    arms: Sequence[ArmSummary], of: Callable[[Ledger], float | None], chosen: Collection[str], colour: str
+    arms: Sequence[ArmSummary], of: Callable[[Ledger], float | None], chosen: Collection[str], place: int
 ) -> dict[str, object]:
+    colour, symbol = PALETTE[place % len(PALETTE)], SYMBOLS[place // len(PALETTE) % len(SYMBOLS)]
     errors = [_error(arm) or 0.0 for arm in arms]
     bounds = [_bounds(arm) for arm in arms]
     marked = [arm.arm in chosen for arm in arms]
@@ -66,16 +69,25 @@ def _line(
         },
         "mode": "lines+markers+text",
         "text": [arm.arm if mark else "" for arm, mark in zip(arms, marked, strict=True)],
-        "textposition": "bottom right",
         "line": {"color": colour, "width": 1.2},
         "marker": {
-            "symbol": ["star" if mark else "circle" for mark in marked],
-            "size": [15 if mark else 9 for mark in marked],
+            "symbol": ["star" if mark else symbol for mark in marked],
+            "size": [15 if mark else 8 for mark in marked],
             "color": colour,
         },
+        "zorder": int(any(marked)),  # chosen arms lie above the others
+        "textfont": {"color": colour, "weight": 600},
         "customdata": [[arm.arm, arm.label] for arm in arms],
         "hovertemplate": _HOVER,
     }
+
+
+def _name_inwards(figure: go.Figure) -> None:
+    """Names at the side of their point that is nearer to the middle, where the figure does not end."""
+    places = [x for trace in figure.data for x in trace.x if x is not None]
+    middle = (min(places) + max(places)) / 2 if places else 0.0
+    for trace in figure.data:
+        trace.textposition = ["bottom left" if x is not None and x > middle else "bottom right" for x in trace.x]
 
 
 def _add_floors(figure: go.Figure, arms: Sequence[ArmSummary], floors: Sequence[ArmSummary]) -> None:

@@ -1,11 +1,12 @@
 """Error at each denoising step, logarithmic: the UNet's own at the top, what it adds up to below.
 
-A floor far below every arm is drawn when its name is clicked: shown at once, it would squeeze the arms together.
+A floor far below every arm is drawn when its name is clicked: shown at once, it would squeeze the arms together. Where
+arms are chosen, the others step back: thin, grey, and one entry of the legend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -16,15 +17,23 @@ from sdvq_core.summaries import ArmSummary
 
 PANELS = ("teacher-forced: UNet output", "free-running: latents")
 FAR = 30  # times below the best arm
-_HOVER = "step %{x}, t = %{customdata:.0f}<br>error %{y:.3g}<extra>%{fullData.name}</extra>"
+OTHERS = "other arms"
+_HOVER = "step %{x}, t = %{customdata:.0f}<br>error %{y:.3g}<extra>%{meta}</extra>"
 
 
-def timestep_error(arms: Sequence[ArmSummary], floors: Sequence[ArmSummary] = ()) -> go.Figure:
+def timestep_error(
+    arms: Sequence[ArmSummary], floors: Sequence[ArmSummary] = (), chosen: Collection[str] = ()
+) -> go.Figure:
     """One line per arm in both panels, dotted grey ones for `floors`; what has no `timesteps` is left out."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    lowest = min((_largest(arm) for arm in arms if arm.timesteps), default=0.0)
-    for place, arm in enumerate(arm for arm in arms if arm.timesteps):
+    traced = [arm for arm in arms if arm.timesteps]
+    front = [arm for arm in traced if arm.arm in chosen] or traced
+    for arm in traced:
+        if arm not in front:
+            _add_lines(figure, arm, OTHERS, line={"color": GREY, "width": 1}, opacity=0.5)
+    for place, arm in enumerate(front):
         _add_lines(figure, arm, arm.arm, line={"color": PALETTE[place % len(PALETTE)], "width": 1.8})
+    lowest = min(map(_largest, traced), default=0.0)
     for floor in floors:
         if floor.timesteps:
             shown = True if _largest(floor) > lowest / FAR else "legendonly"
@@ -44,12 +53,15 @@ def _largest(arm: ArmSummary) -> float:
 
 
 def _add_lines(figure: go.Figure, arm: ArmSummary, name: str, **look: Any) -> None:
+    """The arm in both panels; `name` stands in the legend once."""
     assert arm.timesteps is not None
+    named = any(trace.name == name for trace in figure.data)
     for row, errors in enumerate((arm.timesteps.forced, arm.timesteps.free), start=1):
         figure.add_scatter(
             name=name,
+            meta=arm.arm if name == OTHERS else name,
             legendgroup=name,
-            showlegend=row == 1,
+            showlegend=row == 1 and not named,
             x=list(range(1, len(errors) + 1)),
             y=[positive(error) for error in errors],
             customdata=arm.timesteps.times,

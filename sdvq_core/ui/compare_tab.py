@@ -15,6 +15,7 @@ from sdvq_core.ui.arm_words import from_word
 from sdvq_core.ui.bit_slider import slider_value
 from sdvq_core.ui.compare_view import compare_view, serve_png
 from sdvq_core.ui.controls import Form, draw_arms, draw_sampling
+from sdvq_core.ui.cost import cost_html
 from sdvq_core.ui.guard import friendly
 from sdvq_core.ui.links import Allowed, read_query
 from sdvq_core.ui.run import Run, model_named
@@ -62,9 +63,13 @@ class CompareTab:
         try:
             settings = self.form.read(values)
             items = [self._estimate(settings.model, arm) for arm in settings.arms]
-            return [sizes_html(items), share_link(settings.to_query())]
+            return [sizes_html(items) + cost_html(items), share_link(settings.to_query())]
         except SdvqError as error:
             return [sizes_html([error]), gr.skip()]
+
+    def reprice(self, *values: Any) -> Any:
+        """The sizes once more, after work was done."""
+        return self.price(*values)[0]
 
     def at_hand(self, *values: Any) -> tuple[str, tuple[str, ...]] | None:
         """(model, arms) of the form that are compressed already, so that their layers show before any comparison."""
@@ -174,9 +179,12 @@ def _connect(tab: CompareTab) -> None:
         [parts["go"].click, widgets["prompt"].submit], friendly(tab.generate), [widgets["locked"], *form.inputs],
         outputs, show_progress_on=[parts["status"]], trigger_mode="once", **QUIET, **GPU,
     )  # fmt: skip
+    job.then(tab.reprice, form.inputs, parts["sizes"], **QUIET)
     parts["go"].click(None, None, None, js=_TO_PICTURES, **QUIET)
     cancelled = parts["stop"].click(None, cancels=[job], queue=False, **QUIET)
-    cancelled.then(tab.stop, None, [parts["status"], parts["stop"]], queue=False, **QUIET)  # the job's word is not last
+    cancelled.then(tab.stop, None, [parts["status"], parts["stop"]], queue=False, **QUIET).then(
+        tab.reprice, form.inputs, parts["sizes"], **QUIET
+    )  # the job's word is not last
     groups = list(form.groups.values())
     widgets["quantizer"].input(
         friendly(tab.choose_quantizer), [widgets["quantizer"], widgets["bits"]],

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from sdvq_core.naming import short_name
-from sdvq_core.plots import codebook_usage, error_heatmap, error_size, layer_errors, weight_histogram
+from sdvq_core.plots import codebook_usage, error_heatmap, error_size, layer_errors, loss_curve, weight_histogram
 from sdvq_core.records import Report
 from sdvq_core.ui.guard import friendly
 from sdvq_core.ui.layer_table import COLUMNS, detail_html, table_rows, write_csv
@@ -43,10 +43,10 @@ class LayersTab:
         ]
 
     def draw(self, last: Any, arm: str, other: str, layer: str | None) -> list[Any]:
-        """[bars, heat map, scatter, table, csv, layer menu] of the chosen arms."""
+        """[bars, heat map, scatter, table, csv, layer menu, loss curve] of the chosen arms."""
         report, second = self._reports(last, arm, other)
         if report is None:
-            return [None, None, None, [], gr.update(value=None), gr.update(choices=[], value=None)]
+            return [None, None, None, [], gr.update(value=None), gr.update(choices=[], value=None), _NO_CURVE]
         names = [item.name for item in report.layers]
         chosen = layer if layer in names else max(report.layers, key=lambda item: item.relative_mse).name
         return [
@@ -56,6 +56,7 @@ class LayersTab:
             table_rows(report, second),
             gr.update(value=write_csv(report, second), interactive=True),
             gr.update(choices=[(short_name(name), name) for name in names], value=chosen),
+            _curve(report, second),
         ]
 
     def detail(self, last: Any, arm: str, other: str, layer: str | None) -> list[Any]:
@@ -69,7 +70,7 @@ class LayersTab:
 
     def pick(self, event: gr.EventData) -> Any:
         """The layer whose bar or dot was clicked."""
-        return event._data.get("layer")
+        return event._data.get("name")
 
     def pick_row(self, event: gr.SelectData) -> Any:
         """The layer of the table's row."""
@@ -83,6 +84,15 @@ class LayersTab:
             gr.Warning(_GONE)
         second = self.workbench.report(last[0], other) if other in last[1] and other != arm else None
         return _named(report, arm), _named(second, other)
+
+
+_NO_CURVE = gr.update(value=None, visible=False)
+
+
+def _curve(report: Report, second: Report | None) -> Any:
+    """The loss curve where one of the arms was distilled."""
+    distilled = bool(report.curve or (second and second.curve))
+    return gr.update(value=loss_curve(report, second), visible=True) if distilled else _NO_CURVE
 
 
 def _named(report: Report | None, arm: str) -> Report | None:
@@ -111,6 +121,9 @@ def draw_layers(workbench: Any, last: Any) -> LayersTab:
                 parts["heat"] = gr.Plot(label="Mean error by block and role", elem_id="heat")
             with gr.Column(min_width=320):
                 parts["scatter"] = gr.Plot(label="Error against size", elem_id="scatter")
+        parts["curve"] = gr.Plot(
+            label="Distillation: loss on held-out images. The ringed state was kept.", elem_id="curve", visible=False
+        )
         parts["table"] = gr.Dataframe(
             headers=list(COLUMNS), datatype=list(COLUMNS.values()), interactive=False, show_search="search",
             max_height=420, label="Every layer. Click a heading to sort, a row for its detail.", elem_id="layer-table",
@@ -125,7 +138,7 @@ def draw_layers(workbench: Any, last: Any) -> LayersTab:
 def _connect(tab: LayersTab, last: Any) -> None:
     parts = tab.parts
     choice = [last, parts["a"], parts["b"], parts["layer"]]
-    drawn = [parts[name] for name in ("bars", "heat", "scatter", "table", "csv", "layer")]
+    drawn = [parts[name] for name in ("bars", "heat", "scatter", "table", "csv", "layer", "curve")]
     detail = [parts[name] for name in ("facts", "histogram", "usage")]
     filled = [parts[name] for name in ("hint", "body", "a", "b")]
     draw, show = friendly(tab.draw), friendly(tab.detail)

@@ -12,6 +12,7 @@ from sdvq_core.ui.api import draw_api
 from sdvq_core.ui.compare_tab import QUIET, draw_compare
 from sdvq_core.ui.guard import friendly
 from sdvq_core.ui.layers_tab import draw_layers
+from sdvq_core.ui.results_tab import draw_results
 from sdvq_core.ui.theme import theme
 
 TITLE = "SDVQ · compress a diffusion model, compare same-seed images"
@@ -28,6 +29,8 @@ def build(workbench: Any) -> Any:
                 compare = draw_compare(workbench)
             with gr.Tab("Layers", id="layers"):
                 draw_layers(workbench, compare.parts["last"])
+            with gr.Tab("Results", id="results") as results:
+                draw_results(workbench, compare.form, results.select)
             with gr.Tab("About", id="about") as about:
                 draw_about(workbench.about, about.select)
         restored = page.load(friendly(compare.restore), None, compare.form.outputs, **QUIET)

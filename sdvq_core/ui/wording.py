@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sdvq_core.jobs import ArmResult, Progress, Scores
 from sdvq_core.records import Ledger
+from sdvq_core.summaries import Spread
 
 NONE, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 
@@ -15,7 +16,7 @@ def size(nbytes: float) -> str:
     """``3.21 MB``; decimal units, three digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if nbytes < 1000 or unit == "GB":
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.3g} {unit}"
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:#.3g}".rstrip(".") + f" {unit}"
         nbytes /= 1000
     raise AssertionError("unreachable")
 
@@ -30,6 +31,34 @@ def bits(ledger: Ledger) -> str:
 
 def ratio(ledger: Ledger) -> str:
     return f"{ledger.ratio:.1f}{TIMES}"
+
+
+def quantized_bits(ledger: Ledger) -> str:
+    return fixed(ledger.bits_per_quantized_weight, 2)
+
+
+def fixed(value: float | None, digits: int) -> str:
+    return NONE if value is None else f"{value:.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    """``11 %``"""
+    return NONE if value is None else f"{value:.0%}".replace("%", "\N{NARROW NO-BREAK SPACE}%")
+
+
+def spread(value: Spread | None, digits: int) -> str:
+    """Mean and interval."""
+    if value is None:
+        return NONE
+    mean, low, high = (fixed(part, digits) for part in (value.mean, value.low, value.high))
+    return f"{mean} ({low}{NONE}{high})"
+
+
+def error(value: Spread | None) -> str:
+    """The median, which may be very small."""
+    if value is None:
+        return NONE
+    return f"{value.median:.1e}" if 0 < value.median < 1e-3 else fixed(value.median, 4)
 
 
 def seconds(value: float | None) -> str:

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from playwright.sync_api import expect
+
 PATIENCE_MS = 120_000
+expect.set_options(timeout=30_000)  # a busy machine may be slow
 
 
 @dataclass(frozen=True)

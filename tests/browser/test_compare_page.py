@@ -55,7 +55,7 @@ def test_first_visit_is_quiet_and_says_what_to_do(app: App, chromium: Any) -> No
     expect(page.get_by_text("then press Generate")).to_be_visible()
     expect(page.locator("#sizes tbody tr")).to_have_count(3)
     expect(page.locator("#stop")).to_be_disabled()
-    for tab in ("Layers", "About", "Compare"):
+    for tab in ("Layers", "Results", "About", "Compare"):
         page.get_by_role("tab", name=tab, exact=True).click()
     page.wait_for_timeout(500)
     assert watched.problems == []
@@ -240,7 +240,7 @@ def test_keyboard_alone_gets_to_a_result(app: App, chromium: Any) -> None:
 def test_narrow_page_never_scrolls_sideways(app: App, chromium: Any, theme: str) -> None:
     page = visit(chromium, link(app, __theme=theme), width=390, height=844).page
     generate(page)
-    for tab in ("Compare", "Layers", "About"):
+    for tab in ("Compare", "Layers", "Results", "About"):
         page.get_by_role("tab", name=tab, exact=True).click()
         page.wait_for_timeout(600)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab

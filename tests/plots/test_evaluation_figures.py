@@ -60,6 +60,27 @@ def test_chosen_arms_are_stars_that_bear_their_name():
     rvq, best = rate_distortion(ARMS, chosen={"@best"}).data
     assert set(rvq.marker.symbol) == {"circle"}
     assert (list(best.marker.symbol), list(best.text)) == (["star"], ["@best"])
+    assert best.zorder > rvq.zorder, "on top of the others"
+
+
+def test_names_stand_on_the_inner_side_of_their_point():
+    (rvq,) = rate_distortion(ARMS[:3], chosen={"rvq:bits=3", "rvq:bits=4"}).data
+    assert list(rvq.textposition) == ["bottom right", "bottom left"]
+
+
+def test_more_methods_than_colours_are_still_told_apart():
+    many = [summary(f"method-{place}", 0.01, codes=3000 + place) for place in range(20)]
+    looks = {(trace.marker.color, trace.marker.symbol[0]) for trace in rate_distortion(many).data}
+    assert len(looks) == len(many)
+
+
+def test_chosen_arms_come_forward_by_step():
+    figure = timestep_error(ARMS, chosen={"@best"})
+    assert [trace.name for trace in figure.data] == ["other arms"] * 4 + ["@best"] * 2
+    assert [trace.showlegend for trace in figure.data] == [True, False, False, False, True, False]
+    assert [trace.meta for trace in figure.data[:4:2]] == ["rvq:bits=4", "rvq:bits=3"]
+    nobody = timestep_error(ARMS, chosen={"not measured"})
+    assert [trace.name for trace in nobody.data] == [trace.name for trace in timestep_error(ARMS).data]
 
 
 def test_a_near_floor_is_a_line_and_a_far_one_is_named():

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from plot_samples import NAMES, detail, report
 
-from sdvq_core.plots import codebook_usage, error_heatmap, error_size, layer_errors, weight_histogram
+from sdvq_core.plots import codebook_usage, error_heatmap, error_size, layer_errors, loss_curve, weight_histogram
 from sdvq_core.plots.style import FAMILIES, family_of
+
+CURVE = ((0, 0.02), (50, 0.012), (100, 0.013))
 
 FIGURES: dict[str, Callable[[], Any]] = {
     "bars": lambda: layer_errors(report(), report("rtn:bits=4", 0.01)),
     "map": lambda: error_heatmap(report(), report("rtn:bits=4", 0.01)),
     "scatter": lambda: error_size(report(), report("rtn:bits=4", 0.01)),
     "histogram": lambda: weight_histogram([detail(), detail("rtn:bits=4", 0)]),
+    "loss": lambda: loss_curve(replace(report(), curve=CURVE), report("rtn:bits=4")),
     "usage": lambda: codebook_usage(detail()),
 }
 
@@ -97,6 +101,15 @@ def test_usage_leaves_unused_entries_out_and_says_when_there_is_no_codebook() ->
     assert "perplexity 3 of 4" in figure.data[0].name
     assert "no codebook" in codebook_usage(detail(books=0)).layout.annotations[0].text
     assert all(math.isfinite(y) for y in figure.data[0].y if y)
+
+
+def test_loss_is_drawn_for_what_was_distilled_and_the_kept_state_is_ringed() -> None:
+    (line,) = loss_curve(replace(report(), curve=CURVE), report("rtn:bits=4")).data
+    assert (line.name, list(line.x), list(line.y)) == ("rvq:bits=3", [0, 50, 100], [0.02, 0.012, 0.013])
+    assert list(line.marker.symbol) == ["circle", "circle-open", "circle"]
+    both = loss_curve(replace(report(), curve=CURVE), replace(report("@best"), curve=CURVE[:1]))
+    assert [trace.name for trace in both.data] == ["rvq:bits=3", "@best"]
+    assert both.layout.showlegend
 
 
 def _only(trace: Any) -> Any:

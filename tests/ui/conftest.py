@@ -54,6 +54,22 @@ def layers(bench: Any) -> Any:
     return in_a_loop(lambda: _drawn(lambda: draw_layers(bench, gr.State(None))))
 
 
+@pytest.fixture(scope="session")
+def results(bench: Any) -> Any:
+    """The Results tab with its handlers."""
+    import gradio as gr
+
+    from sdvq_core.ui.compare_tab import draw_compare
+    from sdvq_core.ui.results_tab import draw_results
+
+    def draw() -> Any:
+        form = draw_compare(bench).form
+        with gr.Tab("Results") as tab:
+            return draw_results(bench, form, tab.select)
+
+    return in_a_loop(lambda: _drawn(draw))
+
+
 def _drawn(draw: Callable[[], Any]) -> Any:
     import gradio as gr
 

@@ -10,10 +10,11 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fake_results import fake_results
 from PIL import Image, ImageDraw, ImageFilter
 
 from sdvq_core.errors import ConfigError
@@ -30,12 +31,15 @@ from sdvq_core.jobs import (
     Preview,
     Progress,
     Scores,
+    Work,
 )
 from sdvq_core.peers import PeerInfo
 from sdvq_core.quantizers.base import QuantizerInfo, catalogue, parse
 from sdvq_core.records import BaseInfo, LayerRecord, Ledger, Report
+from sdvq_core.results import Results
 
 WEIGHTS = 12_000_000
+CURVES = {"@preview": ((0, 0.02), (50, 0.012), (100, 0.013))}  # of arms that were distilled
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,10 @@ class FakeWorkbench:
         }
 
     def estimate(self, model: str, arm: str) -> Estimate:
-        return Estimate(arm, self._label(arm), self._ledger(arm))
+        work = () if arm == "fp16" or arm in self.made else (Work("compress", 60),)
+        if arm.startswith("@"):
+            work = (Work("calibrate", 60), *work, Work("distil", 300))
+        return Estimate(arm, self._label(arm), self._ledger(arm), work=work)
 
     def compare(self, job: CompareJob) -> Iterator[CompareEvent]:
         try:
@@ -93,6 +100,12 @@ class FakeWorkbench:
 
     def report(self, model: str, arm: str) -> Report | None:
         return self._report(arm) if arm in self.made else None
+
+    def results(self, model: str) -> Results | None:
+        return fake_results(self._ledger) if model == "nano" else None
+
+    def evaluate_command(self, model: str, arms: Sequence[str]) -> str:
+        return f"python -m sdvq_core evaluate {model} {' '.join(f'--arm {arm}' for arm in arms)} --n 128"
 
     def layer_detail(self, model: str, arm: str, layer: str) -> LayerDetail:
         edges = tuple(-0.3 + 0.6 * step / 60 for step in range(61))
@@ -184,7 +197,9 @@ class FakeWorkbench:
 
     def _report(self, arm: str) -> Report:
         layers = tuple(self._layers(arm))
-        return Report(f"/cache/{arm}", BaseInfo("nano", "abc"), arm, self._ledger(arm), layers, 11.2)
+        return Report(
+            f"/cache/{arm}", BaseInfo("nano", "abc"), arm, self._ledger(arm), layers, 11.2, curve=CURVES.get(arm, ())
+        )
 
     def _layers(self, arm: str) -> Iterator[LayerRecord]:
         bits, chance = self._bits(arm), random.Random(arm)

@@ -10,13 +10,18 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from fake_workbench import FakeWorkbench
 
 from sdvq_core.errors import ConfigError
+from sdvq_core.jobs import Work
+from sdvq_core.quantizers.base import catalogue, parse
 from sdvq_core.ui import launch_options
 from sdvq_core.ui.bit_slider import read_bits, slider_value
 from sdvq_core.ui.controls import FIELDS
+from sdvq_core.ui.cost import cost_html
 from sdvq_core.ui.guard import friendly
 from sdvq_core.ui.settings import Settings
+from sdvq_core.ui.sizes import sizes_html
 
 LAST = ("nano", ("rtn:bits=4", "rvq:bits=3"))
 
@@ -90,6 +95,39 @@ def test_price_list_is_safe_from_markup(compare: Any) -> None:
     assert "<img" not in table
 
 
+def test_work_ahead_is_told_before_the_click_and_again_after_it(compare: Any, bench: Any) -> None:
+    bench.made.clear()
+    shown = compare.reprice(*values(compare, recipe="@preview"))
+    assert "<b>rtn:bits=4</b>, <b>rvq:bits=3</b> each: compresses 60 layers" in shown
+    assert (
+        "<b>@preview</b>: gathers statistics of 60 layers, once for all calibrated arms, then compresses 60 layers, "
+        "then distils for up to 300 updates" in shown
+    )
+    bench.made.update(("rtn:bits=4", "rvq:bits=3"))
+    assert "only sampling is left" in compare.reprice(*values(compare))
+    bench.made.clear()
+
+
+def test_sizes_that_are_a_guess_say_so() -> None:
+    exact = FakeWorkbench().estimate("nano", "rtn:bits=4")
+    assert "≈" not in sizes_html([exact])
+    assert sizes_html([replace(exact, exact=False)]).count("≈ ") == 3
+
+
+@pytest.mark.parametrize("stage", ["calibrate", "allocate", "compress", "distil", "quantize"])
+def test_every_stage_has_its_sentence(stage: str) -> None:
+    exact = FakeWorkbench().estimate("nano", "rtn:bits=4")
+    shown = cost_html([replace(exact, work=(Work(stage, 42, "a<b"),))])
+    assert "42" in shown or "a&lt;b" in shown
+
+
+def test_calibrated_quantizers_and_recipes_can_be_chosen(compare: Any) -> None:
+    names = [name for _, name in compare.form.widgets["quantizer"].choices]
+    calibrated = {info.name for info in catalogue() if parse(info.name).calibrated}
+    assert {"aq", "tcq", "gptq"} <= calibrated <= set(names)
+    assert [word for _, word in compare.form.widgets["recipe"].choices] == ["", "@preview"]
+
+
 def test_bits_stay_on_offered_widths(compare: Any) -> None:
     _, bits, *_ = compare.choose_quantizer("kmeans", {"bits": 3.5, "widths": []})
     assert bits["bits"] in bits["widths"]
@@ -151,8 +189,9 @@ def test_layers_show_the_last_arm_against_the_baseline(layers: Any, bench: Any) 
     hint, body, first, second = layers.fill(LAST)
     assert (hint["visible"], body["visible"]) == (False, True)
     assert (first["value"], second["value"]) == ("rvq:bits=3", "rtn:bits=4")
-    bars, heat, scatter, table, download, menu = layers.draw(LAST, "rvq:bits=3", "rtn:bits=4", None)
+    bars, heat, scatter, table, download, menu, curve = layers.draw(LAST, "rvq:bits=3", "rtn:bits=4", None)
     assert bars.data[-1].name == "rtn:bits=4"
+    assert curve["visible"] is False, "neither was distilled"
     assert heat.data
     assert scatter.data
     assert len(table) == len(menu["choices"]) > 50
@@ -160,6 +199,16 @@ def test_layers_show_the_last_arm_against_the_baseline(layers: Any, bench: Any) 
     rows = list(csv.reader(Path(download["value"]).read_text("utf-8").splitlines()))
     assert len(rows) == len(table) + 1
     assert rows[1][-2:] == ["rvq:bits=3", "rtn:bits=4"]
+
+
+def test_a_distilled_arm_shows_how_it_learnt(layers: Any, bench: Any) -> None:
+    arms = ("rtn:bits=4", "@preview")
+    bench.made.update(arms)
+    for pair in (arms, arms[::-1]):
+        *_, curve = layers.draw(("nano", arms), *pair, None)
+        assert curve["visible"] is True
+        assert [trace.name for trace in curve["value"].data] == ["@preview"]
+    bench.made.discard("@preview")
 
 
 def test_layer_detail_has_numbers_and_figures(layers: Any, bench: Any) -> None:
@@ -172,7 +221,7 @@ def test_layer_detail_has_numbers_and_figures(layers: Any, bench: Any) -> None:
 
 
 def test_clicks_and_rows_name_the_layer(layers: Any) -> None:
-    assert layers.pick(SimpleNamespace(_data={"layer": "conv_in"})) == "conv_in"
+    assert layers.pick(SimpleNamespace(_data={"name": "conv_in"})) == "conv_in"
     assert layers.pick_row(SimpleNamespace(row_value=["conv_in", 1])) == "conv_in"
 
 

@@ -7,7 +7,7 @@ const hook = () => {
     plot.dataset.hooked = 'yes';
     plot.on('plotly_click', event => {
       const data = event.points?.[0]?.customdata;
-      if (data) trigger('pick', {layer: data[0]});
+      if (data) trigger('pick', {name: data[0]});
     });
   }
 };
