@@ -416,7 +416,8 @@ def test_calibration_on_own_prompts(answer, model, tmp_path):
     assert all(layer["relative_output_mse"] is not None for layer in found["layers"])
 
 
-def test_tune_writes_a_recipe_and_says_where(run, model, tmp_path):
+def test_tune_writes_a_recipe_and_says_where(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("sdvq_core.tuning._PAIRS", 2)
     (tmp_path / "p.txt").write_text("a red frog\n", "utf-8")
     words = ("--among", "rtn:bits=3", "--among", "rtn:bits=5", "--bits", 4.6, "--calibration", tmp_path / "p.txt")
     code, out, err = run("tune", model, "--out", tmp_path / "mine.yaml", *words)

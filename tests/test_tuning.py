@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,33 @@ from sdvq_core.workbench import Workbench
 TARGET = Target(tuple(parse(word) for word in ("rtn:bits=2", "rtn:bits=4", "rtn:bits=8")), 4.6)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two prompts and few steps instead of 64 prompts."""
-    monkeypatch.setattr(presets, "calibration_prompts", lambda tier: ["a red frog", "a blue frog"])
+    """Two prompts instead of 64, few pairs of image and step."""
+    _quicken(monkeypatch)
+
+
+def _quicken(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(presets, "calibration_prompts", lambda tier: ["a red frog", "a blue frog"])
+    patch.setattr("sdvq_core.tuning._PAIRS", 3)
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_base: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A tuned recipe, and the data folder with what was measured for it."""
+    data = tmp_path_factory.mktemp("tuned")
+    with pytest.MonkeyPatch.context() as patch:
+        _quicken(patch)
+        *events, found = tune(tiny_base, TARGET, DistillationSettings(updates=2), data)
+    assert {event.stage for event in events if isinstance(event, Progress)} == {"compress", "distil", "allocate"}
+    return found, data
 
 
 @pytest.fixture
-def recipe(tiny_base: Any, quick: None, tmp_path: Path) -> dict[str, Any]:
-    *events, found = tune(tiny_base, TARGET, DistillationSettings(updates=2), tmp_path)
-    assert {event.stage for event in events if isinstance(event, Progress)} == {"compress", "distil", "allocate"}
-    return found
+def recipe(tuned: tuple[dict[str, Any], Path], tmp_path: Path) -> dict[str, Any]:
+    """The recipe; what was measured for it lies in the test's own folder."""
+    shutil.copytree(tuned[1], tmp_path, dirs_exist_ok=True)
+    return tuned[0]
 
 
 @pytest.fixture
@@ -96,9 +113,7 @@ def test_allocated_bits_do_less_damage_than_uniform_ones(tiny_base: Any, recipe:
     assert sum(damage[name][index] for name, index in by_layer.items()) <= sum(d[1] for d in damage.values()) + 1e-9
 
 
-def test_bits_in_between_are_allocated_when_they_are_compressed(
-    tiny_pipeline_folder: Path, quick: None, tmp_path: Path
-):
+def test_bits_in_between_are_allocated_when_they_are_compressed(tiny_pipeline_folder: Path, tmp_path: Path):
     bench = Workbench(tmp_path, "cpu")
     model = str(tiny_pipeline_folder)
     about = bench.estimate(model, "rtn:bits=4.75")
@@ -113,7 +128,7 @@ def test_bits_in_between_are_allocated_when_they_are_compressed(
     assert about.ledger.tensor_bytes == pytest.approx(report.ledger.tensor_bytes, rel=0.05)
 
 
-def test_mistakes_are_said(tiny_base: Any, quick: None, tmp_path: Path) -> None:
+def test_mistakes_are_said(tiny_base: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="two quantizers or more"):
         Target((parse("rtn"),), 4)
     with pytest.raises(ConfigError, match="above 0"):
