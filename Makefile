@@ -5,7 +5,13 @@ PYTHON ?= python3
 CHROMIUM ?= /usr/bin/chromium
 APP ?=
 
-.PHONY: demo test test-all lint peers chromium clean
+# The arms of docs/RESULTS.md: scalar at 4 bits, ours and the libraries'; at 3 bits; vectors at 3 and at 2 bits.
+RESULTS := fp16 rtn:bits=4 nf4 float:bits=4 hqq:bits=4 gptq:bits=4 adaround:bits=4 \
+	lib.bitsandbytes lib.gguf lib.gguf:type=Q4_1 lib.hqq lib.quanto lib.sdnq lib.sdnq:group_size=64 @scalar-4bit \
+	rtn:bits=3 hqq:bits=3 gptq:bits=3 adaround:bits=3 lib.hqq:bits=3 lib.sdnq:bits=3 \
+	rvq:bits=3 aq:bits=3 tcq:bits=3 @vqdm-3bit @best-3bit rvq:bits=2 tcq:bits=2 @best-2bit
+
+.PHONY: demo test test-all lint peers results chromium clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python app.py $(APP)
@@ -35,6 +41,9 @@ peers: $(VENV)/.runtime
 	@test $(VENV)/.peers -nt requirements-peers.txt || { \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt \
 			&& touch $(VENV)/.peers || echo "Not all peers could be installed; their tests are skipped."; }
+
+results: peers
+	$(BIN)/python -m sdvq_core evaluate nano $(addprefix --arm ,$(RESULTS)) --n 128 --out out/results
 
 chromium:
 	@test -x $(CHROMIUM) || command -v chromium >/dev/null || { \
