@@ -43,12 +43,12 @@ def keep_results(data: Path, result: EvaluateResult) -> None:
 
 
 def find_results(data: Path, fingerprint: str, bundled: Path = BUNDLED) -> tuple[EvaluateResult, bool] | None:
-    """The newest evaluation of a model, else the one that is bundled, and whether it is that one."""
-    for path in (_path(data, fingerprint), *sorted(bundled.glob("*.json"))):
-        found = _read(path)
-        if found is not None and found.base is not None and found.base.fingerprint == fingerprint:
-            return found, path.parent == bundled
-    return None
+    """The newest evaluation of a model or the bundled one, whichever has more images, and whether it is bundled."""
+    found = [
+        (_read(path), path.parent == bundled) for path in (_path(data, fingerprint), *sorted(bundled.glob("*.json")))
+    ]
+    fitting = [(one, own) for one, own in found if one is not None and one.base and one.base.fingerprint == fingerprint]
+    return max(fitting, key=lambda item: len(item[0].job.samplings), default=None)
 
 
 def evenly(items: Sequence[Item], count: int) -> list[Item]:
