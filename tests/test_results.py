@@ -60,6 +60,10 @@ def test_the_newest_evaluation_goes_before_the_bundled_one(tmp_path):
         keep_results(data, replace(MEASURED, device=device))
     found, is_bundled = find_results(data, "abc", bundled)
     assert (found.device, is_bundled) == ("second", False)
+    larger = replace(MEASURED, device="theirs", job=replace(MEASURED.job, seeds=MEASURED.job.seeds + 1))
+    (bundled / "nano.json").write_text(json.dumps(larger.to_json()))
+    found, is_bundled = find_results(data, "abc", bundled)
+    assert (found.device, is_bundled) == ("theirs", True), "a quick look does not hide a thorough one"
 
 
 def test_results_of_another_model_do_not_count(tmp_path):
