@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from sdvq_core.bench import BenchResult
+
 _PREVIEWS = 5  # per image
 _REMEMBERED = 64  # finished samples kept in memory
 
@@ -198,6 +200,12 @@ class Workbench:
     def evaluate_command(self, model: str, arms: Sequence[str]) -> str:
         """What to type to measure `arms` on `model`."""
         return first_command(model, arms, self.default_prompts(model))
+
+    def bench(self, suite: str = "") -> Iterator[Progress | BenchResult]:
+        """Speed on this machine beside others', one suite or all."""
+        from sdvq_core.bench import bench
+
+        return bench(suite)
 
     def default_prompts(self, model: str) -> list[str]:
         """Prompts to evaluate `model` on when the user gives none."""

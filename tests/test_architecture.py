@@ -21,7 +21,7 @@ TABLE = (
     ("app",),
     ("ui", "cli"),
     ("workbench",),
-    ("evaluation", "inspection", "needs", "results"),
+    ("bench", "evaluation", "inspection", "needs", "results"),
     ("engine",),
     ("tuning",),
     ("production",),
@@ -50,7 +50,7 @@ HEAVY = {  # library -> rooms that may import it
     "plotly": {"plots"},
     "jinja2": {"evaluation"},
     "yaml": {"presets", "recipes"},
-    "diffusers": {"diffusion", "integrations", "nano", "peers", "production"},
+    "diffusers": {"diffusion", "integrations", "nano", "peers", "production", "bench"},
     "transformers": {"diffusion", "metrics", "nano"},
     "torchmetrics": {"metrics"},
     "typer": {"cli"},
@@ -64,6 +64,7 @@ HEAVY = {  # library -> rooms that may import it
     "hqq": {"peers"},
     "optimum": {"peers"},
     "sdnq": {"peers"},
+    "faiss": {"bench"},
 }
 
 
@@ -224,8 +225,8 @@ def requirements(name: str) -> set[str]:
 
 def test_every_import_is_a_listed_requirement():
     listed = requirements("requirements.txt")
-    optional = {"peers": requirements("requirements-peers.txt")}  # by room
-    distribution = {"PIL": "pillow", "yaml": "pyyaml", "optimum": "optimum-quanto"}
+    optional = dict.fromkeys(("peers", "bench"), requirements("requirements-peers.txt"))  # by room
+    distribution = {"PIL": "pillow", "yaml": "pyyaml", "optimum": "optimum-quanto", "faiss": "faiss-cpu"}
     indirect = {"httpx", "huggingface_hub", "tokenizers", "llvmlite"}  # of diffusers, transformers and numba
     for path in [path for path in FILES if room_of(path) != TRAINING]:
         for module, line in imports(path):

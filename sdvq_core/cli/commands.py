@@ -199,6 +199,20 @@ def evaluate(
     print_answer(as_json, {**result.to_json(), "files": [str(path) for path in written]}, [markdown(result).rstrip()])
 
 
+@app.command()
+def bench(
+    suite: Annotated[
+        str, typer.Argument(metavar="[SUITE]", help="decode, encode, step, load, e2e; default: all.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Measure speed on this machine, both sides of every ratio in one run."""
+    from sdvq_core.bench import BenchResult, markdown
+
+    result = last(_workbench().bench(suite), BenchResult)
+    print_answer(as_json, result.to_json(), [markdown(result).rstrip()])
+
+
 def _workbench(device: str = "auto", calibration: Any = None) -> Any:
     from sdvq_core.workbench import Workbench
 

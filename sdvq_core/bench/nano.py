@@ -1,0 +1,96 @@
+"""Suites on the bundled model: `step` (one UNet call), `load` and `e2e` (one image), 3-bit codes against fp16.
+
+resident: decoded once, at the speed and memory of the float layer. streaming: decoded in every call, at the memory of
+the codes. The artifact is made in a folder of its own, data-free.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdvq_core.arms import parse_arm
+from sdvq_core.bench.timing import Row, in_turns, rows
+from sdvq_core.diffusion.sampling import sample
+from sdvq_core.engine import Engine
+from sdvq_core.integrations.loading import load_artifact
+from sdvq_core.jobs import Sampling
+from sdvq_core.nn import set_mode
+
+_ARM, _ROUNDS = "rvq:bits=3", 15
+
+
+@contextmanager
+def _models() -> Iterator[tuple[Engine, dict[str, Any]]]:
+    """The engine, and nano's UNet three times: fp16 weights, resident and streaming codes."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine, arm = Engine(Path(folder), "cpu"), parse_arm(_ARM)
+        for _ in engine.compress("nano", arm):
+            pass
+        base, path = engine.base("nano"), engine.cached("nano", arm)
+        assert path is not None
+        models = {"fp16": base.unet}
+        for mode in ("resident", "streaming"):
+            models[f"{_ARM}, {mode}"] = load_artifact(path, base.device, base.dtype)
+            set_mode(models[f"{_ARM}, {mode}"], mode)
+        yield engine, models
+
+
+def step() -> Iterator[Row]:
+    """One call of the UNet with both guidance halves of one image."""
+    with _models() as (engine, models):
+        inputs = _inputs(engine)
+        cases = {name: lambda unet=unet: _call(unet, inputs) for name, unet in models.items()}
+        seconds = in_turns(cases, _ROUNDS)
+        resident = f"{_ARM}, resident"
+        yield from rows("step", {name: seconds[name] for name in cases if name != "fp16"}, resident)
+        yield from rows("step", {name: seconds[name] for name in ("fp16", resident)}, "fp16")[1:]
+
+
+def load() -> Iterator[Row]:
+    """From files in the page cache to a UNet that has answered once."""
+    from diffusers import UNet2DConditionModel
+
+    with _models() as (engine, _):
+        path, inputs = engine.cached("nano", parse_arm(_ARM)), _inputs(engine)
+        assert path is not None
+        original = Path(engine.base("nano").source.location) / "unet"
+        cases = {
+            "fp16": lambda: UNet2DConditionModel.from_pretrained(original),
+            f"{_ARM}, streaming": lambda: load_artifact(path, torch.device("cpu"), torch.float32),
+            f"{_ARM}, decoded once": lambda: _call(load_artifact(path, torch.device("cpu"), torch.float32), inputs),
+        }
+        yield from rows("load", in_turns(cases, 5), "fp16")
+
+
+def e2e() -> Iterator[Row]:
+    """One image of 20 steps, without decoding it."""
+    with _models() as (engine, models):
+        base, sampling = engine.base("nano"), Sampling("a red frog on a blue background")
+        cases = {name: lambda unet=unet: list(sample(base, unet, sampling)) for name, unet in models.items()}
+        yield from rows("e2e", in_turns(cases, 5), "fp16")
+
+
+def _inputs(engine: Engine) -> dict[str, Any]:
+    config = engine.base("nano").unet.config
+    generator = torch.Generator().manual_seed(0)
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    return {
+        "sample": torch.randn(2, config.in_channels, config.sample_size, config.sample_size, generator=generator),
+        "timestep": torch.tensor(500.0),
+        "encoder_hidden_states": torch.randn(2, 77, config.cross_attention_dim, generator=generator),
+        "added_cond_kwargs": {
+            "text_embeds": torch.randn(2, pooled, generator=generator),
+            "time_ids": torch.zeros(2, 6),
+        },
+    }
+
+
+@torch.no_grad()
+def _call(unet: Any, inputs: dict[str, Any]) -> None:
+    unet(**inputs, return_dict=False)

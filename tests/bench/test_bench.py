@@ -1,0 +1,62 @@
+"""`bench`: cases take turns, ratios are of medians, every suite runs and says what it measured."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sdvq_core.bench import SUITES, BenchResult, bench, markdown
+from sdvq_core.bench import decode as decode_room
+from sdvq_core.bench import encode as encode_room
+from sdvq_core.bench import machine as machine_room
+from sdvq_core.bench.timing import in_turns, rows
+from sdvq_core.errors import ConfigError
+from sdvq_core.jobs import Progress
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in (decode_room, encode_room):
+        monkeypatch.setattr(room, "_SIDE", 64)
+    monkeypatch.setattr(encode_room, "_ROUNDS", 1)
+    monkeypatch.setattr(machine_room, "_COPY_NBYTES", 1 << 16)
+    monkeypatch.setattr(machine_room, "_SIDE", 32)
+
+
+def test_cases_take_turns_after_one_that_does_not_count() -> None:
+    calls: list[str] = []
+    seconds = in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * 4
+    assert [len(times) for times in seconds.values()] == [3, 3]
+
+
+def test_ratios_are_of_medians_and_rates_of_work() -> None:
+    slow, fast = rows("s", {"slow": [4.0, 1.0, 100.0], "fast": [2.0, 2.0, 1.0]}, "slow", 8.0, "things")
+    assert (slow.seconds, slow.ratio, slow.rate) == (4.0, None, 2.0)
+    assert (fast.seconds, fast.ratio, fast.rate, fast.against) == (2.0, 2.0, 4.0, "slow")
+    assert fast.low <= fast.seconds <= fast.high
+
+
+@pytest.mark.parametrize("suite", ["decode", "encode"])
+def test_a_suite_runs_and_is_told_in_words(small: None, suite: str) -> None:
+    *progress, result = bench(suite)
+    assert all(isinstance(event, Progress) for event in progress)
+    assert isinstance(result, BenchResult)
+    assert {row.suite for row in result.rows} == {suite}
+    assert any(row.ratio for row in result.rows)
+    assert {"processor", "threads", "copy", "gemm", "torch"} <= set(result.machine)
+    assert json.loads(json.dumps(result.to_json()))["rows"]
+    assert markdown(result).count("\n") == len(result.rows) + 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["step", "load", "e2e"])
+def test_suites_on_nano_run(suite: str) -> None:
+    *_, result = bench(suite)
+    assert any("streaming" in row.case and row.ratio for row in result.rows)
+
+
+def test_an_unknown_suite_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=", ".join(SUITES)):
+        list(bench("speed"))
