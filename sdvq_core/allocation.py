@@ -22,6 +22,7 @@ from sdvq_core.jobs import Progress
 from sdvq_core.qtensor import QuantizedTensor
 
 _PAIRS = 32  # of image and step, spread over all steps
+_ELEMENTS = 1 << 16  # of latents in one call of the UNet: all pairs of a small model, one of SDXL
 
 
 def measure_damage(
@@ -33,9 +34,9 @@ def measure_damage(
 ) -> Iterator[Progress | dict[str, tuple[float, ...]]]:
     """Progress per layer, then each candidate's damage by layer, in the order of the candidates."""
     model = copy.deepcopy(original).eval().requires_grad_(False)
-    arguments, wanted = lessons.batch(*_spread(lessons, pairs))
-    device = next(model.parameters()).device
-    arguments, wanted = to_device(arguments, device), wanted.to(device)
+    images, steps = _spread(lessons, pairs)
+    size = max(1, _ELEMENTS // lessons.latents[0, 0].numel())
+    parts = list(zip(images.split(size), steps.split(size), strict=True))
     found: dict[str, tuple[float, ...]] = {}
     start = time.monotonic()
     for done, (name, choices) in enumerate(candidates.items(), start=1):
@@ -45,14 +46,22 @@ def measure_damage(
         errors = []
         for choice in choices:
             weight.copy_(choice.dequantize(weight.dtype))
-            with torch.no_grad():
-                answer = model(**arguments, return_dict=False)[0].float()
-            errors.append(float(guided_error(answer - wanted, lessons.halves, guidance)))
+            total = sum(_error(model, lessons, part, guidance) * len(part[0]) for part in parts)
+            errors.append(total / len(images))
         weight.copy_(before)
         found[name] = tuple(errors)
         left = (time.monotonic() - start) / done * (len(candidates) - done)
         yield Progress("allocate", "", done, len(candidates), name, left)
     yield found
+
+
+@torch.no_grad()
+def _error(model: nn.Module, lessons: Lessons, pairs: tuple[Tensor, Tensor], guidance: float) -> float:
+    """Mean square error of the guided output of `model`, in whatever precision it has, on (images, steps)."""
+    arguments, wanted = lessons.batch(*pairs)
+    first = next(model.parameters())
+    answer = model(**to_device(arguments, first.device, first.dtype), return_dict=False)[0].float()
+    return float(guided_error(answer - wanted.to(first.device), lessons.halves, guidance))
 
 
 def allocate(nbytes: Mapping[str, Sequence[int]], damage: Mapping[str, Sequence[float]], budget: int) -> dict[str, int]:

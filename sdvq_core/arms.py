@@ -29,7 +29,7 @@ class Arm:
     """A parsed word. rules: how to compress, empty for `fp16` and for an artifact that exists already.
 
     distil: how what is not a code learns from the original afterwards, if at all. target: bits that are allocated per
-    model instead of rules; allocated: the rules where that is done already, by fingerprint of the model. peer: the
+    model instead of rules; allocated: the rules where that is done already, by `solution_key`. peer: the
     library that quantizes, in memory, instead of our rules. sequential: block after block, each calibrated on what
     earlier ones make.
     """

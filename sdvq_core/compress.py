@@ -46,32 +46,48 @@ def compress(
     LayerError names a layer with weights that are not finite, or that 16-bit scales cannot hold.
     """
     weights = {item.name: _weight(model, item.name) for item in plan.assignments}
-    shared: dict[str, Encoder] = {}
+    shared = _SharedSets(plan, weights)
     turns = {item.name: item for item in plan.assignments}
     for index, item in enumerate(turns[name] for name in order or turns):
         earlier = done(item.name)
-        if earlier is not None:
+        if earlier is not None and shared.agree(item, earlier[0]):
             yield LayerResult(earlier[1], earlier[0], index, len(plan.assignments), fresh=False)
             continue
-        encode = _encoder(item, plan, weights, shared)
         layer_stats = None if stats is None else stats.get(item.name)
         with torch.no_grad():
-            tensor = encode(weights[item.name], layer_stats)
+            tensor = shared.encoder(item)(weights[item.name], layer_stats)
+            shared.agree(item, tensor)
             record = layer_record(item, weights[item.name], tensor, layer_stats)
         yield LayerResult(record, tensor, index, len(plan.assignments))
 
 
-def _encoder(
-    item: Assignment, plan: CompressionPlan, weights: Mapping[str, Tensor], shared: dict[str, Encoder]
-) -> Encoder:
-    key = item.quantizer.sharing_key(item.shape)
-    if not key:
-        return item.quantizer.quantize
-    if key not in shared:
-        members = [other for other in plan.assignments if other.quantizer.sharing_key(other.shape) == key]
-        with torch.no_grad():
-            shared[key] = item.quantizer.fit_shared([weights[member.name] for member in members])
-    return shared[key]
+class _SharedSets:
+    """The codebook sets that several layers use: fitted at their first layer, or taken from a finished one."""
+
+    def __init__(self, plan: CompressionPlan, weights: Mapping[str, Tensor]) -> None:
+        self._plan, self._weights = plan, weights
+        self._encoders: dict[str, Encoder] = {}
+        self._books: dict[str, Tensor] = {}
+
+    def encoder(self, item: Assignment) -> Encoder:
+        """What encodes the layer of `item`."""
+        key = item.quantizer.sharing_key(item.shape)
+        if not key:
+            return item.quantizer.quantize
+        if key not in self._encoders:
+            members = [other for other in self._plan.assignments if other.quantizer.sharing_key(other.shape) == key]
+            self._encoders[key] = item.quantizer.fit_shared([self._weights[member.name] for member in members])
+        return self._encoders[key]
+
+    def agree(self, item: Assignment, tensor: QuantizedTensor) -> bool:
+        """Whether `tensor` was made with the set in use, which the first tensor of a set decides."""
+        key = item.quantizer.sharing_key(item.shape)
+        if not key:
+            return True
+        (name,) = (name for name, spec in tensor.spec.items() if spec.shared)
+        book = self._books.setdefault(key, tensor.tensors[name])
+        self._encoders.setdefault(key, item.quantizer.bound_to(tensor))
+        return torch.equal(book, tensor.tensors[name])
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

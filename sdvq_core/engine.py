@@ -32,7 +32,7 @@ from sdvq_core.store import (
     read_manifest,
     read_report,
 )
-from sdvq_core.targets import Target, guess, solve
+from sdvq_core.targets import Target, guess, solution_key, solve
 from sdvq_core.tuning import known_damage, measure
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ class Engine:
         if not at_hand(source):
             return None
         base = self.fingerprint(model)
-        if base in arm.allocated:
-            return arm.allocated[base]
+        if solution_key(base, arm.target) in arm.allocated:
+            return arm.allocated[solution_key(base, arm.target)]
         if (base, arm.target) not in self._solved:
             damage = known_damage(source, base, arm.target, self.data, self.calibration)
             if damage is None:
@@ -109,7 +109,7 @@ class Engine:
 
     def cached(self, model: str, arm: Arm) -> Path | None:
         """Folder of the finished artifact of `arm`, if there is one."""
-        if arm.artifact is not None or not self.rules(model, arm):
+        if arm.artifact is not None or not at_hand(find_source(model)) or not self.rules(model, arm):
             return arm.artifact
         return self.store.get(self._key(model, arm, self.plan(model, arm)))
 

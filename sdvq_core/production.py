@@ -14,7 +14,7 @@ from sdvq_core import statistics
 from sdvq_core.arms import Arm
 from sdvq_core.compress import LayerResult, compress, layer_record
 from sdvq_core.diffusion.sources import Source
-from sdvq_core.distillation import Distilled, distill
+from sdvq_core.distillation import TRAINING, Distilled, distill
 from sdvq_core.errors import SdvqError
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.plan import CompressionPlan
@@ -74,6 +74,7 @@ def recipe_digest(
         recipe += ["sequential"] if arm.sequential else []
     if arm.distil is not None:
         recipe.append([asdict(arm.distil), statistics.prompts_for(source, calibration)])
+        recipe.append([TRAINING, source.steps, source.guidance, source.resolution, source.tier])
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 

@@ -6,7 +6,7 @@ mapping, or null for 16 bits); the last rule that matches a layer wins, after VQ
 blocks are compressed one after the other, each calibrated on what the compressed earlier ones make.
 
 Instead of rules a recipe may have `allocate`: quantizers to choose `among` and the most `bits` per quantized weight;
-which layer gets which is then measured per model. `allocated` holds the rules so found, by fingerprint of the model.
+which layer gets which is then measured per model. `allocated` holds the rules so found, by model and target.
 """
 
 from __future__ import annotations

@@ -37,8 +37,11 @@ class Results:
 
 
 def keep_results(data: Path, result: EvaluateResult) -> None:
-    """Keep `result` as the newest of its model."""
+    """Keep `result` as the newest of its model, unless a larger one is there."""
     assert result.base is not None
+    kept = _read(_path(data, result.base.fingerprint))
+    if kept is not None and len(kept.job.samplings) > len(result.job.samplings):
+        return
     write_bytes(_path(data, result.base.fingerprint), json.dumps(result.to_json(), indent=1, allow_nan=False).encode())
 
 

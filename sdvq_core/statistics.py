@@ -27,7 +27,6 @@ from sdvq_core.store import StatsFolder, StatsInfo
 if TYPE_CHECKING:
     from sdvq_core.diffusion.base_model import BaseModel
 
-_BATCH = {"nano": 16}  # prompts sampled together, by tier; one elsewhere
 _ROWS = {"nano": 2048}  # of a layer's input per call of the UNet
 _PROMPTS = 32
 _FIRST_SEED = 500_000_000  # far from seeds that people choose
@@ -78,7 +77,7 @@ def prompts_for(source: Source, calibration: Calibration = DEFAULT) -> tuple[str
 def settings_for(source: Source, calibration: Calibration = DEFAULT) -> CalibrationSettings:
     """The calibration prompts, at the steps and guidance that suit the model."""
     prompts = calibration.prompts or prompts_for(source)[:_PROMPTS]
-    batch, rows = _BATCH.get(source.tier, 1), _ROWS.get(source.tier, DEFAULT_ROWS)
+    batch, rows = source.batch, _ROWS.get(source.tier, DEFAULT_ROWS)
     weights = timestep_weights(calibration.timesteps, source.steps)
     return CalibrationSettings(prompts, source.steps, source.guidance, _FIRST_SEED, batch, rows, weights)
 

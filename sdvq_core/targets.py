@@ -79,6 +79,11 @@ def solve(model: nn.Module, target: Target, damage: Mapping[str, Sequence[float]
     raise ConfigError(f"{target}: no assignment was found; choose more bits or smaller codebooks")
 
 
+def solution_key(fingerprint: str, target: Target) -> str:
+    """Under which a recipe keeps its solution: it counts for one model and one target."""
+    return f"{fingerprint}: {target}"
+
+
 def guess(model: nn.Module, target: Target) -> tuple[Rule, ...]:
     """Rules of about the size that measured damages will give."""
     expected = {

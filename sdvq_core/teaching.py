@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from sdvq_core.diffusion.base_model import BaseModel
 
-_BATCH = {"nano": 16}  # prompts sampled together, by tier; one elsewhere
 _FIRST_SEED = 600_000_000
 _STUDENTS_SEED = 700_000_000  # the compressed model starts from other noise
 
@@ -49,13 +48,14 @@ def teach(
 def lessons(
     base: BaseModel,
     calibration: Calibration = DEFAULT,
-    batches: int | None = None,
+    pairs: int | None = None,
     student: nn.Module | None = None,
 ) -> Iterator[Progress | Lessons]:
     """Progress, then what the original answers on its own trajectories, or on those of `student`.
 
-    batches: how many batches of prompts, all by default.
+    pairs: of image and step, as many batches of prompts as give so many different ones; all by default.
     """
+    batches = None if pairs is None else -(-pairs // (base.source.steps * base.source.batch))
     first = _FIRST_SEED if student is None else _STUDENTS_SEED
     runs = _trajectories(base, prompts_for(base.source, calibration), student or base.unet, first)[:batches]
     yield from record_lessons(base.unet, runs, 2 if base.source.guidance > 1 else 1, student)
@@ -64,7 +64,7 @@ def lessons(
 def _trajectories(base: BaseModel, prompts: Sequence[str], unet: nn.Module, first_seed: int) -> list[Trajectory]:
     from sdvq_core.diffusion.sampling import sample_batch
 
-    source, size = base.source, _BATCH.get(base.source.tier, 1)
+    source, size = base.source, base.source.batch
     every = [
         Sampling(prompt, first_seed + index, source.steps, source.guidance) for index, prompt in enumerate(prompts)
     ]

@@ -26,7 +26,7 @@ from sdvq_core.records import LayerStats
 from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import StatsFolder
 from sdvq_core.store.images import write_bytes
-from sdvq_core.targets import Target, solve
+from sdvq_core.targets import Target, guess, solution_key, solve
 from sdvq_core.teaching import lessons
 
 if TYPE_CHECKING:
@@ -62,11 +62,12 @@ def measure(
     base: BaseModel, target: Target, data: Path, calibration: Calibration = DEFAULT
 ) -> Iterator[Progress | Notice]:
     """Compress every layer by every quantizer of `target` and note the damages that are not kept yet."""
+    guess(base.unet, target)  # what cannot be reached is said before any work
     known: Lessons | None = None
     for quantizer in unmeasured(base.source, base.fingerprint, target, data, calibration):
         path = data / "damages" / _name(base.source, base.fingerprint, quantizer, calibration)
         if known is None:
-            for event in lessons(base, calibration, batches=1):
+            for event in lessons(base, calibration, pairs=_PAIRS):
                 if isinstance(event, Progress):
                     yield event
                 else:
@@ -99,7 +100,7 @@ def tune(
         "label": f"Allocated, {target.bits:g} bits",
         "summary": f"{', '.join(words)}, allocated by measured damage to the model's output.",
         "allocate": {"among": words, "bits": target.bits},
-        "allocated": {base.fingerprint: [_written(rule) for rule in rules if not rule.optional]},
+        "allocated": {solution_key(base.fingerprint, target): [_written(rule) for rule in rules if not rule.optional]},
     }
     yield recipe if distil is None else {**recipe, "distil": asdict(distil)}
 

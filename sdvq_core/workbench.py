@@ -184,9 +184,9 @@ class Workbench:
         from sdvq_core.evaluation import evaluate
 
         for event in evaluate(self.engine, job):
+            yield event
             if isinstance(event, EvaluateResult):
                 keep_results(self.data, event)
-            yield event
 
     def results(self, model: str) -> Results | None:
         """The newest evaluation of `model`, else the one that is bundled with the program; None without either."""

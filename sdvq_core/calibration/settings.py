@@ -103,9 +103,9 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         lines: Sequence[str] = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"calibration prompts {path} cannot be read ({error}); pass a UTF-8 text file with one prompt per line"
+            f"prompts {path} cannot be read ({error}); pass a UTF-8 text file with one prompt per line"
         ) from None
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
-        raise ConfigError(f"calibration prompts {path} has no prompt; write one per line")
+        raise ConfigError(f"prompts {path} has no prompt; write one per line")
     return prompts

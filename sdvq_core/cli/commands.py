@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sdvq_core.cli.printing import arm_line, last, method, print_answer, say, size, table
-from sdvq_core.errors import ConfigError, StoreError
+from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, EvaluateJob, EvaluateResult, Sampling
 from sdvq_core.records import Report
 
@@ -185,11 +184,12 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure arms over many prompts, with intervals and noise floors; a run that was stopped goes on where it was."""
+    from sdvq_core.calibration import read_prompts
     from sdvq_core.evaluation import markdown, write_report
     from sdvq_core.results import evenly
 
     workbench = _workbench(device)
-    texts = workbench.default_prompts(model) if prompts is None else _read_prompts(prompts)
+    texts = workbench.default_prompts(model) if prompts is None else list(read_prompts(prompts))
     if n is not None and n > len(texts):
         say(f"only {len(texts)} prompts are there; using all of them")
     chosen = tuple(evenly(texts, n or len(texts)))
@@ -223,8 +223,8 @@ def _calibration(prompts: Path | None, timesteps: str, statistics: Path | None, 
     from sdvq_core.calibration import read_prompts
     from sdvq_core.statistics import Calibration
 
-    if gigabytes is not None and not math.isfinite(gigabytes):
-        raise ConfigError(f"--memory must be a number of gigabytes, got {gigabytes}")
+    if gigabytes is not None and not 0 < gigabytes < 1e6:
+        raise ConfigError(f"--memory must be a number of gigabytes above 0, got {gigabytes}")
     texts = () if prompts is None else read_prompts(prompts)
     return Calibration(texts, timesteps, statistics, None if gigabytes is None else int(gigabytes * 1e9))
 
@@ -242,13 +242,3 @@ def _copy(source: Path, target: Path) -> Path:
     from sdvq_core.store.images import write_bytes
 
     return write_bytes(target, source.read_bytes())
-
-
-def _read_prompts(path: Path) -> list[str]:
-    try:
-        found = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path} cannot be read as a text file with one prompt per line ({error})") from None
-    if not found:
-        raise ConfigError(f"{path} has no prompts; write one per line")
-    return found

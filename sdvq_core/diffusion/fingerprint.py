@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from sdvq_core.diffusion.folders import read_header, weight_files
 from sdvq_core.diffusion.hub import hub_folder
 from sdvq_core.diffusion.sources import Source
-from sdvq_core.errors import ModelError
+from sdvq_core.errors import ModelError, StoreError
+from sdvq_core.store.images import write_bytes
 
 CACHE_NAME = "fingerprints.json"
 _known: dict[str, str] = {}
@@ -111,7 +112,5 @@ def _remember(path: Path, key: str) -> None:
     known = _read(path)
     if known.get(key) == _known[key]:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({**known, key: _known[key]}, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    with suppress(StoreError):  # a folder that cannot be written costs reading the model again, no more
+        write_bytes(path, json.dumps({**known, key: _known[key]}, indent=1).encode())

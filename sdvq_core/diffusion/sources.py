@@ -48,6 +48,13 @@ class Source:
     guidance: float
     resolution: int
 
+    @property
+    def batch(self) -> int:
+        """Images to sample together: many of a small model, one elsewhere."""
+        return _BATCH.get(self.tier, 1)
+
+
+_BATCH = {"nano": 16}  # by tier
 
 SDXL = Source("sdxl", "hub", "stabilityai/stable-diffusion-xl-base-1.0", "SDXL base 1.0", "sdxl", 30, 5.0, 1024)
 TURBO = Source("sdxl-turbo", "hub", "stabilityai/sdxl-turbo", "SDXL-Turbo", "sdxl", 2, 0.0, 512)

@@ -35,13 +35,16 @@ def guided_error(error: Tensor, halves: int, guidance: float) -> Tensor:
     return combined.square().mean()
 
 
-def to_device(arguments: Mapping[str, object], device: torch.device) -> dict[str, object]:
+def to_device(
+    arguments: Mapping[str, object], device: torch.device, dtype: torch.dtype = torch.float32
+) -> dict[str, object]:
+    """The UNet's arguments on its device, floats in its dtype; timesteps stay as they are."""
     moved: dict[str, object] = {}
     for name, value in arguments.items():
         if isinstance(value, Tensor):
-            moved[name] = value.to(device)
+            moved[name] = value.to(device) if name == "timestep" else value.to(device, dtype)
         elif isinstance(value, Mapping):
-            moved[name] = to_device(value, device)
+            moved[name] = to_device(value, device, dtype)
         else:
             moved[name] = value
     return moved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from sdvq_core.errors import ConfigError
@@ -28,5 +29,7 @@ class DistillationSettings:
         for name in ("updates", "batch", "look_every", "patience"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ConfigError(f"lr must be a number above 0, got {self.lr}")
         if self.follow not in ("teacher", "both"):
             raise ConfigError(f"follow must be teacher or both, got {self.follow!r}")

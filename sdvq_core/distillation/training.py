@@ -23,6 +23,7 @@ from sdvq_core.jobs import Progress
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.records import Curve
 
+TRAINING = 1  # counts changes of the training that change numbers
 _HELD_OUT = 1 / 8  # of the images: judge the state, never train it
 _LEAST_SIZE = 0.01  # of an array, for its learning rate
 

@@ -109,7 +109,7 @@ def _batch(
     folder, name = subject.folder(bench), batch_name(batch)
     found = bench.store.get(folder, name)
     if found is not None and wanted <= set(found[0]):
-        return *found, False
+        return {part: found[0][part] for part in wanted}, found[1], False
     unet = subject.unet()
     start = time.monotonic()
     tensors = _drawn(bench, unet, batch, wanted)

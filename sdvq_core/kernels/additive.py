@@ -13,7 +13,7 @@ from torch.nn.functional import embedding
 def additive_decode(codes: Tensor, codebooks: Tensor) -> Tensor:
     """codes int [M, n], codebooks [M, K, d] -> sum over m of codebooks[m, codes[m]], [n, d].
 
-    Differentiable in the codebooks.
+    Differentiable in the codebooks. Codes must be below K: they are not checked.
     """
     if _compiled(codes, codebooks):
         found: Tensor = _Compiled.apply(codes, codebooks)  # type: ignore[no-untyped-call]

@@ -28,7 +28,7 @@ def frechet(x: Tensor, y: Tensor) -> float | None:
     metric = FrechetInceptionDistance(feature=_AsTheyAre(x.shape[1]))
     metric.update(x.double(), real=True)
     metric.update(y.double(), real=False)
-    return max(0.0, float(metric.compute()))
+    return float(metric.compute().clamp_min(0))  # NaN stays NaN
 
 
 def cmmd(x: Tensor, y: Tensor) -> float | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from sdvq_core.errors import ConfigError
@@ -97,6 +98,8 @@ class Peer(Settings):
         """`quantize`, or in one line why the library would not."""
         try:
             return self.quantize(layer)
+        except torch.OutOfMemoryError:
+            raise
         except _REFUSALS as error:
             return f"{self.label} refused it: {(str(error).splitlines() or [type(error).__name__])[0]}"
 

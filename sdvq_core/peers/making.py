@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from sdvq_core.errors import ConfigError
+from sdvq_core.errors import ConfigError, SdvqError
 from sdvq_core.ledger import build_ledger, file_nbytes, stored_specs
 from sdvq_core.metrics.weights import relative_mse
 from sdvq_core.nn import kind_of
@@ -50,7 +50,7 @@ def make_peer(unet: nn.Module, peer: Peer) -> PeerUnet:
     reasons: dict[str, str] = {}
     records = []
     with torch.no_grad(), _calm():
-        for name, found in _quantized(copy.deepcopy(unet).half(), peer, plan):
+        for name, found in _told(peer, _quantized(copy.deepcopy(unet).half(), peer, plan)):
             if isinstance(found, str):
                 reasons[name] = found
                 continue
@@ -85,6 +85,19 @@ def _quantized(unet: nn.Module, peer: Peer, plan: CompressionPlan) -> Iterator[t
         layer = unet.get_submodule(item.name)
         assert isinstance(layer, nn.Linear | nn.Conv2d)
         yield item.name, peer.attempt(layer)
+
+
+def _told(peer: Peer, found: Iterator[tuple[str, Stored | str]]) -> Iterator[tuple[str, Stored | str]]:
+    """`found`; what goes wrong inside the library is one sentence that names it."""
+    try:
+        yield from found
+    except SdvqError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SdvqError(
+            f"{peer.package} failed at {peer} ({reason}); install it again, or leave the arm out"
+        ) from error
 
 
 @lru_cache(maxsize=4096)

@@ -67,6 +67,10 @@ class Quantizer(Settings):
         """Name of the codebook set that a layer of `shape` shares with others, "" if it has its own."""
         return str(self.layout(shape).get("shared", ""))
 
+    def bound_to(self, tensor: QuantizedTensor) -> Encoder:
+        """`quantize` bound to the codebook set that `tensor`, a layer of the same set, was made with."""
+        return self.quantize
+
     def fit_shared(self, weights: Sequence[Tensor]) -> Encoder:
         """`quantize` bound to one codebook set, fitted to `weights`; asked only where `sharing_key` is not ""."""
         return self.quantize

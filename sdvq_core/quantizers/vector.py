@@ -83,6 +83,10 @@ class VectorQuantizer(Quantizer):
         codebooks = self.fit(points, importance, generator).half()
         return lambda weight, stats=None: self.quantize_with(weight, stats, codebooks)
 
+    def bound_to(self, tensor: QuantizedTensor) -> Encoder:
+        codebooks = tensor.tensors["codebook"]
+        return lambda weight, stats=None: self.quantize_with(weight, stats, codebooks)
+
     def quantize(self, weight: Tensor, stats: LayerStats | None = None) -> QuantizedTensor:
         if self.sharing_key(weight.shape):
             return self.fit_shared([weight])(weight, stats)

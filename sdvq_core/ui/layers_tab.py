@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from sdvq_core.naming import short_name
+from sdvq_core.peers import PREFIX
 from sdvq_core.plots import codebook_usage, error_heatmap, error_size, layer_errors, loss_curve, weight_histogram
 from sdvq_core.records import Report
 from sdvq_core.ui.guard import friendly
@@ -65,6 +66,9 @@ class LayersTab:
         if report is None or not layer or not any(item.name == layer for item in report.layers):
             return ["", None, None]
         arms = [arm] if second is None or other == arm else [arm, other]
+        arms = [word for word in arms if not word.startswith(PREFIX)]  # a library shows its table only
+        if not arms:
+            return ["", None, None]
         details = [self.workbench.layer_detail(last[0], word, layer) for word in arms]
         return [detail_html(layer, details, [report, second]), weight_histogram(details), codebook_usage(details[0])]
 
