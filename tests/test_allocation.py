@@ -83,3 +83,21 @@ def test_damage_is_the_error_of_one_layer_alone(tiny_base: Any, lessons: Lessons
     with torch.no_grad():
         answer = model(**arguments, return_dict=False)[0]
     assert float(guided_error(answer - wanted, 2, 3.0)) == pytest.approx(damage[NAMES[1]][0], rel=1e-4)
+
+
+def test_damages_do_not_depend_on_how_many_pairs_go_at_once(
+    tiny_base: Any, lessons: Lessons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = tiny_base.unet.get_submodule(NAMES[0]).weight
+    candidates = {NAMES[0]: [parse("rtn:bits=3").quantize(weight)]}
+    *_, whole = measure_damage(tiny_base.unet, candidates, lessons, 3.0, pairs=5)
+    monkeypatch.setattr("sdvq_core.allocation._ELEMENTS", 1)
+    *_, single = measure_damage(tiny_base.unet, candidates, lessons, 3.0, pairs=5)
+    assert single[NAMES[0]] == pytest.approx(whole[NAMES[0]], rel=1e-4)
+
+
+def test_damages_are_measured_in_the_model_s_own_precision(tiny_base: Any, lessons: Lessons) -> None:
+    model = copy.deepcopy(tiny_base.unet).bfloat16()
+    candidates = {NAMES[0]: [parse("rtn:bits=2").quantize(model.get_submodule(NAMES[0]).weight)]}
+    *_, damage = measure_damage(model, candidates, lessons, 3.0, pairs=2)
+    assert damage[NAMES[0]][0] > 0

@@ -16,6 +16,8 @@ from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.distillation import DistillationSettings
 from sdvq_core.engine import Engine
 from sdvq_core.jobs import Notice, Progress
+from sdvq_core.metrics.weights import relative_mse
+from sdvq_core.store import Unfinished, read_artifact
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 QUICK = DistillationSettings(updates=6, batch=2, warm_up=1, look_every=2, lr=3e-3)
@@ -89,3 +91,26 @@ def test_distillation_goes_on_from_its_last_look(
 
 def updates(events: list[Any]) -> list[int]:
     return [e.done for e in events if isinstance(e, Progress) and e.stage == "distil" and "held-out" in e.text]
+
+
+def test_finished_layers_of_another_codebook_set_are_made_again(
+    tiny_pipeline_folder: Path, two_prompts: None, tmp_path: Path
+) -> None:
+    """As where a set is fitted anew on another machine: a file never mixes codes of one set with entries of another."""
+    model, arm, engine = str(tiny_pipeline_folder), parse_arm("rvq:bits=2"), Engine(tmp_path, "cpu")
+    stop_at(engine, model, arm, 4)
+    (folder,) = (tmp_path / "unfinished").iterdir()
+    kept = Unfinished(folder)
+    names = [path.stem for path in folder.glob("*.safetensors")]
+    shared = [name for name in names if (kept.layer(name) or ({}, {}))[0].meta["shared"]]
+    assert len(shared) >= 2
+    tensor, record = kept.layer(shared[0]) or pytest.fail("it was kept")
+    other = {**tensor.tensors, "codebook": tensor.tensors["codebook"] * 2}
+    kept.keep_layer(replace(tensor, tensors=other), record)
+    *_, path = engine.compress(model, arm)
+    artifact, original = read_artifact(path), engine.base(model).unet.state_dict()
+    for line in artifact.records:
+        decoded = artifact.weights[line.name].dequantize()
+        found = relative_mse(original[f"{line.name}.weight"], decoded)
+        tampered = line.name == shared[0]
+        assert tampered or found == pytest.approx(line.relative_mse, rel=1e-3)

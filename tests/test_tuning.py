@@ -83,6 +83,13 @@ def test_another_model_is_measured_anew(tiny_pipeline_folder: Path, recipe: dict
     assert Engine(folder, "cpu").rules(str(tiny_pipeline_folder), parse_arm("@mine")), "its damages are kept there"
 
 
+def test_a_solution_counts_for_its_own_target(tiny_pipeline_folder: Path, recipe: dict[str, Any], folder: Path) -> None:
+    """A recipe that was copied and given other bits is solved again."""
+    changed = {**recipe, "allocate": {**recipe["allocate"], "bits": 6.0}}
+    write_recipe(folder / "recipes" / "mine.yaml", changed)
+    assert Engine(folder / "elsewhere", "cpu").rules(str(tiny_pipeline_folder), parse_arm("@mine")) is None
+
+
 def test_damages_are_measured_once(tiny_base: Any, recipe: dict[str, Any], tmp_path: Path) -> None:
     assert list(measure(tiny_base, TARGET, tmp_path)) == []
     *events, other = tune(tiny_base, Target(TARGET.among, 6.0), None, tmp_path)

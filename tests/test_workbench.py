@@ -219,3 +219,14 @@ def test_work_of_an_arm_whose_bits_are_yet_to_be_allocated(workbench, model):
 def test_work_of_a_recipe_names_its_updates(workbench):
     assert stages(workbench, "nano", "@best-3bit")[-1] == ("distil", 300)
     assert stages(workbench, "sdxl", "aq:bits=3")[0][0] == "calibrate", "said before any download"
+
+
+def test_looking_at_a_model_that_is_not_at_hand_downloads_nothing(workbench, monkeypatch):
+    def download(*_):
+        raise AssertionError("a look must not download")
+
+    monkeypatch.setattr("sdvq_core.diffusion.hub._download", download)
+    monkeypatch.setattr("sdvq_core.diffusion.hub.reachable", lambda: True)
+    assert workbench.report("sdxl", "rvq:bits=3") is None
+    assert workbench.report("sdxl", "aq:bits=2.6") is None
+    assert workbench.estimate("sdxl", "rvq:bits=3").ledger.weights == 2_567_463_684

@@ -181,6 +181,14 @@ def test_one_prompt_is_enough(model, data):
     assert [pair.rank for pair in found.arms[1].pairs] == ["worst"]
 
 
+def test_traces_of_another_job_are_not_taken_for_this_one_s(model, tmp_path, small_batches):
+    """Batches that were traced under another first seed are untraced here, whatever else their files hold."""
+    bench, prompts = Workbench(tmp_path, "cpu"), PROMPTS[:2]
+    list(bench.evaluate(EvaluateJob(model, ("fp16", "rtn"), prompts, replace(SAMPLING, seed=5))))
+    *_, found = bench.evaluate(EvaluateJob(model, ("fp16", "rtn", "nf4"), prompts, SAMPLING, seeds=2))
+    assert [arm.timesteps.n for arm in found.arms[1:]] == [2, 2]
+
+
 def test_seeds_are_averaged_within_a_prompt_first(job, result):
     assert [sampling.seed for sampling in job.samplings] == [3, 4, 5, 6, 7, 8]
     assert [sampling.prompt for sampling in job.samplings] == [*PROMPTS, *PROMPTS]
