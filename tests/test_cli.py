@@ -381,10 +381,10 @@ def test_prompt_files(refused, model, tmp_path):
     words = ("evaluate", model, "--arm", "fp16", "--steps", 1, "--prompts")
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x01")
-    assert "has no prompts; write one per line" in refused(*words, tmp_path / "empty.txt")
-    assert "cannot be read as a text file" in refused(*words, tmp_path / "binary.txt")
-    assert "cannot be read as a text file" in refused(*words, tmp_path / "missing.txt")
-    assert "cannot be read as a text file" in refused(*words, tmp_path)
+    assert "has no prompt; write one per line" in refused(*words, tmp_path / "empty.txt")
+    assert "pass a UTF-8 text file with one prompt per line" in refused(*words, tmp_path / "binary.txt")
+    assert "pass a UTF-8 text file with one prompt per line" in refused(*words, tmp_path / "missing.txt")
+    assert "pass a UTF-8 text file with one prompt per line" in refused(*words, tmp_path)
     refused(*words[:-1], "--n", 0)
 
 
@@ -433,7 +433,7 @@ CALIBRATION = {
     "unknown timesteps": (("--timesteps", "soon"), "timesteps must be uniform, early, late or 20 weights"),
     "no statistics": (("--statistics", "nowhere"), "has no statistics.json"),
     "two sources": (("--statistics", "nowhere", "--timesteps", "late"), "leave out prompts and timesteps"),
-    "no memory": (("--memory", 0), "memory for statistics must be 1 byte or more"),
+    "no memory": (("--memory", 0), "--memory must be a number of gigabytes above 0"),
     "endless memory": (("--memory", "inf"), "--memory must be a number of gigabytes"),
 }
 
@@ -445,6 +445,6 @@ def test_calibration_options_that_make_no_sense(refused, model, tmp_path, monkey
     Path("empty.txt").write_text("\n  \n")
     Path("binary.txt").write_bytes(b"\xff\xfe\x00\x81")
     words, expected = CALIBRATION[case]
-    rest = ("gptq",) if command == "compress" else ("--among", "gptq", "--among", "rtn", "--bits", 5, "--out", "r.yaml")
+    rest = ("gptq",) if command == "compress" else ("--among", "gptq", "--among", "rtn", "--bits", 9, "--out", "r.yaml")
     assert expected in refused(command, model, *rest, *words)
     assert not Path("r.yaml").exists()
