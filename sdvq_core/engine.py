@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import platform
 import time
 from collections import OrderedDict
@@ -12,12 +10,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import try_to_load_from_cache
-
 from sdvq_core import presets
 from sdvq_core.arms import REFERENCE, Arm
 from sdvq_core.diffusion.sources import Source, at_hand, find_source
-from sdvq_core.errors import ModelError, StoreError
+from sdvq_core.errors import StoreError
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.peers import Peer, make_peer, peer_ledger
 from sdvq_core.plan import CompressionPlan, Rule
@@ -39,10 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sdvq_core.diffusion.base_model import BaseModel
-    from sdvq_core.metrics.alignment import Aligner
 
-log = logging.getLogger(__name__)
-_FULL_CLIP = "openai/clip-vit-large-patch14"
 _UNETS = 6  # compressed UNets kept in memory for the nano tier; one for the SDXL tier
 
 
@@ -94,6 +87,12 @@ class Engine:
                 return None
             self._solved[base, arm.target] = solve(_skeleton(source), arm.target, damage)
         return self._solved[base, arm.target]
+
+    def check(self, model: str, arm: Arm) -> None:
+        """Say before any work what cannot be: a rule that matches nothing, an artifact of another model."""
+        self.plan(model, arm)
+        if arm.artifact is not None:
+            self._check_base(arm.artifact, model)
 
     def ledger(self, model: str, arm: Arm) -> Ledger:
         """Size of `arm` before it is made; exact once `rules` are known. For `fp16`, with every tensor in 16 bits.
@@ -152,12 +151,22 @@ class Engine:
         original: nn.Module = base.unet
         return original
 
-    def discard(self, model: str, arm: Arm) -> bool:
-        """Drop a cached artifact that turned out unreadable; False if it is not the cache's to drop."""
-        if not arm.compresses:
-            return False
-        self.store.drop(self._key(model, arm, self.plan(model, arm)))
-        return True
+    def ready(self, model: str, arm: Arm) -> Iterator[Progress | Notice]:
+        """Progress until `unet` is in memory; a cached artifact that turns out to be damaged is made once more."""
+        if arm.peer is not None and self.report(model, arm) is None:
+            yield Progress("compress", arm.word, 0, 1, f"quantizing with {arm.peer.package}")
+        if arm.compresses:
+            yield from self._made(model, arm)
+        try:
+            self.unet(model, arm)
+        except StoreError:
+            if not arm.compresses:
+                raise
+            self.store.drop(self._key(model, arm, self.plan(model, arm)))
+            yield from self._made(model, arm)
+
+    def _made(self, model: str, arm: Arm) -> Iterator[Progress | Notice]:
+        return (event for event in self.compress(model, arm) if not isinstance(event, Path))
 
     def content(self, model: str, arm: Arm) -> str:
         """Which weights `arm` computes with: `fp16`, a library and its version, or the digest of its artifact."""
@@ -184,11 +193,6 @@ class Engine:
         threads = torch.get_num_threads()
         return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
 
-    def aligner(self, tier: str) -> Aligner | None:
-        """The judge of a tier, or None where it is not at hand."""
-        folder = _judge_folder(tier)
-        return None if folder is None else _aligner(folder, "cpu")
-
     def default_prompts(self, model: str) -> list[str]:
         """Prompts to evaluate on: those that the model's folder keeps apart, else the suggestions for its tier."""
         source = find_source(model)
@@ -209,7 +213,7 @@ class Engine:
     def _load(self, base: BaseModel, folder: Path) -> nn.Module:
         from sdvq_core.integrations.loading import load_artifact
 
-        self._check_base(folder, base)
+        self._check_base(folder, base.source.name)
         found: nn.Module = load_artifact(folder, base.device, base.dtype)
         return found
 
@@ -233,12 +237,12 @@ class Engine:
         base = self.fingerprint(model)
         return self.store.key(recipe_digest(find_source(model), base, plan, arm, self.calibration), base)
 
-    def _check_base(self, folder: Path, base: BaseModel) -> None:
-        made_from = read_manifest(folder)[1].base
-        if made_from.fingerprint != base.fingerprint:
+    def _check_base(self, folder: Path, model: str) -> None:
+        made_from, fingerprint = read_manifest(folder)[1].base, self.fingerprint(model)
+        if made_from.fingerprint != fingerprint:
             raise StoreError(
-                f"{folder} was made from {made_from.id} ({made_from.fingerprint}), not from {base.source.name} "
-                f"({base.fingerprint}); use it with the model that it was made from"
+                f"{folder} was made from {made_from.id} ({made_from.fingerprint}), not from {model} ({fingerprint}); "
+                "use it with the model that it was made from"
             )
 
 
@@ -263,23 +267,3 @@ def _skeleton(source: Source) -> nn.Module:
 
     skeleton: nn.Module = unet_skeleton(source)
     return skeleton
-
-
-def _judge_folder(tier: str) -> Path | None:
-    """assets/judge (or $SDVQ_JUDGE) for nano; a full-size CLIP from the local Hugging Face cache for SDXL."""
-    if tier == "nano":
-        folder = Path(os.environ.get("SDVQ_JUDGE") or Path(__file__).resolve().parent.parent / "assets" / "judge")
-        return folder if folder.is_dir() else None
-    found = try_to_load_from_cache(_FULL_CLIP, "model.safetensors")
-    return Path(found).parent if isinstance(found, str) else None
-
-
-@lru_cache(maxsize=2)
-def _aligner(folder: Path, device: str) -> Aligner | None:
-    from sdvq_core.metrics.alignment import Aligner
-
-    try:
-        return Aligner.load(folder, device)
-    except (ModelError, OSError, ValueError) as error:
-        log.warning("no alignment scores: %s", error)
-        return None

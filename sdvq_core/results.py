@@ -16,8 +16,8 @@ from typing import TypeVar
 
 from sdvq_core.diffusion.sources import Source
 from sdvq_core.errors import StoreError
-from sdvq_core.jobs import EvaluateJob, EvaluateResult
 from sdvq_core.store.images import write_bytes
+from sdvq_core.summaries import EvaluateJob, EvaluateResult
 
 log = logging.getLogger(__name__)
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "results"

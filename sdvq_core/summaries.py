@@ -1,18 +1,48 @@
-"""What an evaluation found out about one arm: the frozen records that reports and figures are made of."""
+"""An evaluation as frozen records: its job, what it found out about each arm, its result, to results.json and back."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from PIL import Image
 
-from sdvq_core.errors import StoreError
-from sdvq_core.records import Ledger
+from sdvq_core.errors import ConfigError, StoreError
+from sdvq_core.jobs import MAX_SEED, Sampling, whole
+from sdvq_core.records import BaseInfo, Ledger
 
+MAX_SEEDS = 64  # per prompt
+RESULTS_VERSION = 1
 MEASURES = ("latent_mse", "psnr", "ssim", "lpips", "alignment")  # the fields of `jobs.Scores`
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """Prompts x seeds, every arm against the first; prompt i of n is sampled with seed + i, then seed + n + i, ..."""
+
+    model: str
+    arms: tuple[str, ...]
+    prompts: tuple[str, ...]
+    sampling: Sampling
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.arms) <= 32:
+            raise ConfigError(f"evaluate takes 1 to 32 arms, got {len(self.arms)}")
+        if not self.prompts:
+            raise ConfigError("evaluate needs at least one prompt, one per line")
+        whole("seeds", self.seeds, 1, MAX_SEEDS)
+
+    @property
+    def samplings(self) -> tuple[Sampling, ...]:
+        """What is drawn with every arm: all prompts with their first seed, then with their second ..."""
+        n, seed = len(self.prompts), self.sampling.seed
+        return tuple(
+            replace(self.sampling, prompt=self.prompts[i % n], seed=(seed + i) % (MAX_SEED + 1))
+            for i in range(n * self.seeds)
+        )
 
 
 @dataclass(frozen=True)
@@ -123,6 +153,72 @@ class ArmSummary:
             )
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise StoreError(f"this is not an arm of a results.json ({error!r}); run evaluate again") from None
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """The end of an evaluation.
+
+    noise_floor: the same measures for the reference at another seed. precision_floor: for the reference in the other
+    precision, None where the machine has no room for a second copy. base: whose UNet was measured; date: YYYY-MM-DD.
+    """
+
+    job: EvaluateJob
+    arms: tuple[ArmSummary, ...]
+    noise_floor: ArmSummary
+    device: str
+    precision_floor: ArmSummary | None = None
+    base: BaseInfo | None = None
+    date: str | None = None
+
+    @property
+    def floors(self) -> tuple[ArmSummary, ...]:
+        """The noise floors that there are."""
+        return (self.noise_floor,) if self.precision_floor is None else (self.noise_floor, self.precision_floor)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": RESULTS_VERSION,
+            "base": None if self.base is None else asdict(self.base),
+            "date": self.date,
+            "n": len(self.job.prompts),
+            "seeds": self.job.seeds,
+            "seed": self.job.sampling.seed,
+            "model": self.job.model,
+            "steps": self.job.sampling.steps,
+            "guidance": self.job.sampling.guidance,
+            "device": self.device,
+            "arms": [arm.to_json() for arm in self.arms],
+            "other_seed": self.noise_floor.to_json(),
+            "fp32": None if self.precision_floor is None else self.precision_floor.to_json(),
+            "prompts": list(self.job.prompts),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EvaluateResult:
+        """What `to_json` wrote, without image pairs; StoreError for everything else."""
+        try:
+            if data["version"] != RESULTS_VERSION:
+                raise StoreError(f"this results.json is of version {data['version']!r}, not {RESULTS_VERSION}")
+            arms = tuple(ArmSummary.from_json(arm) for arm in data["arms"])
+            other_seed, precision = ArmSummary.from_json(data["other_seed"]), data["fp32"]
+            return cls(
+                _job_of(data, arms),
+                arms,
+                other_seed,
+                str(data["device"]),
+                None if precision is None else ArmSummary.from_json(precision),
+                None if data["base"] is None else BaseInfo(**data["base"]),
+                None if data["date"] is None else str(data["date"]),
+            )
+        except (LookupError, TypeError, ValueError, ConfigError) as error:
+            raise StoreError(f"this is not a results.json ({error!r}); run evaluate again") from None
+
+
+def _job_of(data: Mapping[str, Any], arms: Sequence[ArmSummary]) -> EvaluateJob:
+    sampling = Sampling("", data["seed"], data["steps"], data["guidance"])
+    words, prompts = tuple(arm.arm for arm in arms), tuple(map(str, data["prompts"]))
+    return EvaluateJob(str(data["model"]), words, prompts, sampling, data["seeds"])
 
 
 def _spread(data: Mapping[str, Any] | None) -> Spread | None:

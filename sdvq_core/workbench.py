@@ -8,35 +8,29 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
 from sdvq_core import presets, recipes
-from sdvq_core.arms import Arm, parse_arm
+from sdvq_core.arms import parse_arm
+from sdvq_core.comparison import Comparer
 from sdvq_core.diffusion.sources import at_hand, find_source, known_models
 from sdvq_core.distillation import DistillationSettings
 from sdvq_core.engine import Engine
-from sdvq_core.errors import ConfigError, StoreError
+from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import (
-    ArmResult,
     CompareEvent,
     CompareJob,
-    CompareResult,
     Estimate,
-    EvaluateJob,
-    EvaluateResult,
     LayerDetail,
     ModelInfo,
     Notice,
-    Preview,
     Progress,
     Sampling,
-    Scores,
 )
 from sdvq_core.needs import needs
 from sdvq_core.peers import PeerInfo
@@ -48,30 +42,17 @@ from sdvq_core.records import Report
 from sdvq_core.results import Results, find_results, first_command, keep_results, same_command
 from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import read_artifact, read_report, write_artifact
-from sdvq_core.store.images import write_png
+from sdvq_core.summaries import EvaluateJob, EvaluateResult
 from sdvq_core.targets import Target
 from sdvq_core.tuning import tune
 
 if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor
-
     from sdvq_core.bench import BenchResult
-
-_PREVIEWS = 5  # per image
-_REMEMBERED = 64  # finished samples kept in memory
 
 
 def data_folder() -> Path:
     """Where caches live: SDVQ_DATA, or the platform's user cache folder."""
     return Path(os.environ.get("SDVQ_DATA") or platformdirs.user_cache_dir("sdvq", appauthor=False)).expanduser()
-
-
-@dataclass(frozen=True, eq=False)
-class _Sample:
-    latents: Tensor
-    image: Image.Image
-    seconds: float
 
 
 class Workbench:
@@ -82,7 +63,7 @@ class Workbench:
             raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}")
         self.data = data or data_folder()
         self.engine = Engine(self.data, device, calibration)
-        self._samples: OrderedDict[tuple[str, str, Sampling], _Sample] = OrderedDict()
+        self._comparer = Comparer(self.engine)
 
     def warm_up(self) -> None:
         """Import what the first estimate needs, seconds of it, while a page is still being built."""
@@ -160,26 +141,9 @@ class Workbench:
 
     def compare(self, job: CompareJob) -> Iterator[CompareEvent]:
         """Same prompt, same seed, every arm in turn; measures are against the first."""
-        from sdvq_core.diffusion.sampling import prompt_notice
+        return self._comparer.compare(job)
 
-        arms = [parse_arm(word) for word in job.arms]
-        for arm in arms:
-            self.engine.plan(job.model, arm)  # a rule that matches nothing is said before any work
-        yield Progress("load", "", 0, 1, f"loading {job.model}")
-        notice = prompt_notice(self.engine.base(job.model), job.sampling.prompt)
-        if notice:
-            yield Notice(notice)
-        results: list[ArmResult] = []
-        reference: _Sample | None = None
-        for arm in arms:
-            for event in self._arm(job, arm, reference):
-                yield event
-                if isinstance(event, ArmResult):
-                    results.append(event)
-            reference = reference or self._remembered(job, arms[0])
-        yield CompareResult(job, tuple(results), self.engine.device_name)
-
-    def evaluate(self, job: EvaluateJob) -> Iterator[Progress | EvaluateResult]:
+    def evaluate(self, job: EvaluateJob) -> Iterator[Progress | Notice | EvaluateResult]:
         """Prompts x seeds, every arm against the first, with intervals and noise floors; `results` gives it again."""
         from sdvq_core.evaluation import evaluate
 
@@ -226,103 +190,3 @@ class Workbench:
             raise ConfigError(f"{arm} has no compressed layer {layer!r}; choose one from the layer table")
         weight = self.engine.base(model).unet.get_submodule(layer).weight
         return layer_detail(arm, layer, weight.detach().cpu(), artifact.weights[layer])
-
-    def _arm(self, job: CompareJob, arm: Arm, reference: _Sample | None) -> Iterator[CompareEvent]:
-        start = time.monotonic()
-        cached = True
-        for event in self._made(job.model, arm):
-            cached = False
-            yield event
-        seconds = time.monotonic() - start
-        yield from self._sample(job, arm)
-        sample = self._remembered(job, arm)
-        path = write_png(self.data / "images", sample.image, self._receipt(job, arm))
-        report = self.engine.report(job.model, arm)
-        yield ArmResult(
-            arm.word,
-            arm.label,
-            sample.image,
-            path,
-            sample.seconds,
-            self.engine.ledger(job.model, arm) if report is None else report.ledger,
-            self._scores(job, sample, reference),
-            report,
-            cached and report is not None,
-            None if report is None else 0.0 if cached else seconds,
-        )
-
-    def _made(self, model: str, arm: Arm) -> Iterator[Progress | Notice]:
-        """Progress until the UNet of `arm` can be had; nothing where it is there already."""
-        if arm.peer is not None and self.engine.report(model, arm) is None:
-            yield Progress("compress", arm.word, 0, 1, f"quantizing with {arm.peer.package}")
-            self.engine.unet(model, arm)
-        if arm.compresses or arm.artifact:
-            for event in self._compressed(model, arm):
-                if not isinstance(event, Path):
-                    yield event
-
-    def _compressed(self, model: str, arm: Arm) -> Iterator[Progress | Notice | Path]:
-        """`Engine.compress`, and once more if the cached artifact turns out to be damaged."""
-        yield from self.engine.compress(model, arm)
-        try:
-            self.engine.unet(model, arm)
-        except StoreError:
-            if not self.engine.discard(model, arm):
-                raise
-            yield from self.engine.compress(model, arm)
-
-    def _sample(self, job: CompareJob, arm: Arm) -> Iterator[Progress | Preview]:
-        from sdvq_core.diffusion.sampling import decode, preview, sample
-
-        if self._key(job, arm) in self._samples:
-            return
-        base, unet, steps = self.engine.base(job.model), self.engine.unet(job.model, arm), job.sampling.steps
-        every = max(1, steps // _PREVIEWS)
-        seconds, clock = 0.0, time.monotonic()
-        for step in sample(base, unet, job.sampling):
-            seconds += time.monotonic() - clock
-            left = seconds / step.step * (steps - step.step)
-            yield Progress("sample", arm.word, step.step, step.steps, f"step {step.step} of {step.steps}", left)
-            if step.step % every == 0 and step.step < step.steps:
-                yield Preview(arm.word, step.step, step.steps, preview(base, step.denoised))
-            clock = time.monotonic()
-        image = decode(base, step.latents)[0]
-        seconds += time.monotonic() - clock
-        self._samples[self._key(job, arm)] = _Sample(step.latents, image, seconds)
-        while len(self._samples) > _REMEMBERED:
-            self._samples.popitem(last=False)
-
-    def _scores(self, job: CompareJob, sample: _Sample, reference: _Sample | None) -> Scores:
-        from sdvq_core.metrics.images import lpips, psnr, ssim
-        from sdvq_core.metrics.weights import relative_mse
-
-        ground = reference or sample
-        aligner = self.engine.aligner(find_source(job.model).tier)
-        return Scores(
-            relative_mse(ground.latents, sample.latents),
-            psnr(ground.image, sample.image),
-            ssim(ground.image, sample.image),
-            lpips(ground.image, sample.image),
-            None if aligner is None else aligner.score([sample.image], [job.sampling.prompt])[0],
-        )
-
-    def _receipt(self, job: CompareJob, arm: Arm) -> dict[str, str]:
-        sampling = job.sampling
-        return {
-            "prompt": sampling.prompt,
-            "seed": str(sampling.seed),
-            "steps": str(sampling.steps),
-            "guidance": f"{sampling.guidance:g}",
-            "model": job.model,
-            "fingerprint": self.engine.fingerprint(job.model),
-            "arm": arm.word,
-            "device": self.engine.device_name,
-            **versions(),
-        }
-
-    def _key(self, job: CompareJob, arm: Arm) -> tuple[str, str, Sampling]:
-        folder = self.engine.cached(job.model, arm)
-        return self.engine.fingerprint(job.model), str(folder or arm.peer or "fp16"), job.sampling
-
-    def _remembered(self, job: CompareJob, arm: Arm) -> _Sample:
-        return self._samples[self._key(job, arm)]

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from PIL import Image
 
-from sdvq_core.jobs import EvaluateJob, EvaluateResult, Sampling
+from sdvq_core.jobs import Sampling
 from sdvq_core.records import Ledger
-from sdvq_core.summaries import ArmSummary, ImagePair, Spread, StepErrors
+from sdvq_core.summaries import ArmSummary, EvaluateJob, EvaluateResult, ImagePair, Spread, StepErrors
 
 NAUGHTY = 'a <script>alert("1")</script> & a frog'
 STEPS = StepErrors(2, (900.0, 500.0, 100.0), (0.01, 0.02, 0.03), (0.001, 0.01, 0.02))

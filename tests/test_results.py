@@ -11,9 +11,10 @@ from summary_cases import result, summary
 
 from sdvq_core.diffusion.sources import find_source
 from sdvq_core.errors import StoreError
-from sdvq_core.jobs import EvaluateJob, EvaluateResult, Sampling
+from sdvq_core.jobs import Sampling
 from sdvq_core.records import BaseInfo
 from sdvq_core.results import BUNDLED, evenly, find_results, first_command, keep_results, same_command
+from sdvq_core.summaries import EvaluateJob, EvaluateResult
 
 MEASURED = replace(result(summary("rtn:bits=4", 0.02)), base=BaseInfo("nano", "abc"), date="2026-11-21")
 

@@ -12,17 +12,9 @@ from PIL import Image
 from sdvq_core import Workbench, load_artifact
 from sdvq_core.arms import parse_arm
 from sdvq_core.errors import ConfigError, SdvqError, StoreError
-from sdvq_core.jobs import (
-    ArmResult,
-    CompareJob,
-    CompareResult,
-    EvaluateJob,
-    EvaluateResult,
-    Preview,
-    Progress,
-    Sampling,
-)
+from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, Preview, Progress, Sampling
 from sdvq_core.records import Report
+from sdvq_core.summaries import EvaluateJob, EvaluateResult
 
 SAMPLING = Sampling("a frog on a blue background", seed=3, steps=3, guidance=3.0)
 ARMS = ("fp16", "rtn:bits=4", "rvq:bits=2,beam=2")

@@ -17,7 +17,7 @@ from sdvq_core.metrics.weights import relative_mse
 from sdvq_core.quantizers import Quantizer, parse
 
 _SIDE, _ROUNDS = 1280, 3
-_WORDS = ("rvq:share=layer", "rvq:share=layer,beam=1", "tcq:bits=3", "rtn:bits=4")
+_WORDS = ("rvq:share=layer", "rvq:share=layer,beam=1", "aq:share=layer", "tcq:bits=3", "rtn:bits=4")
 
 
 def encode() -> Iterator[Row]:

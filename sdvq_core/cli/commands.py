@@ -10,8 +10,9 @@ import typer
 
 from sdvq_core.cli.printing import arm_line, last, method, print_answer, say, size, table
 from sdvq_core.errors import ConfigError
-from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, EvaluateJob, EvaluateResult, Sampling
+from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, Sampling
 from sdvq_core.records import Report
+from sdvq_core.summaries import EvaluateJob, EvaluateResult
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,

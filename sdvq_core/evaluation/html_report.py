@@ -15,9 +15,8 @@ import jinja2
 from PIL import Image
 
 from sdvq_core.evaluation.table import table
-from sdvq_core.jobs import EvaluateResult
 from sdvq_core.plots import rate_distortion, timestep_error
-from sdvq_core.summaries import ArmSummary, ImagePair
+from sdvq_core.summaries import ArmSummary, EvaluateResult, ImagePair
 from sdvq_core.version import __version__
 
 TEMPLATE = Path(__file__).with_name("report.html")

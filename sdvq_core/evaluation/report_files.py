@@ -11,9 +11,8 @@ from pathlib import Path
 
 from sdvq_core.evaluation.html_report import html_report
 from sdvq_core.evaluation.table import table
-from sdvq_core.jobs import EvaluateResult
 from sdvq_core.store.images import write_bytes
-from sdvq_core.summaries import ArmSummary
+from sdvq_core.summaries import ArmSummary, EvaluateResult
 
 PARTS = ("mean", "median", "low", "high")
 SINGLE: dict[str, Callable[[ArmSummary], object]] = {

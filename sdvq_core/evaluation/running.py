@@ -6,6 +6,7 @@ import datetime
 import logging
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,22 +16,22 @@ from sdvq_core.diffusion.base_model import pick_device
 from sdvq_core.diffusion.fingerprint import surroundings
 from sdvq_core.diffusion.sources import find_source
 from sdvq_core.engine import Engine
-from sdvq_core.errors import StoreError
 from sdvq_core.evaluation.floors import OTHER_SEED, SEED_LABEL, other_precision
 from sdvq_core.evaluation.meter import Meter
 from sdvq_core.evaluation.samples import Bench, Subject, draw
 from sdvq_core.evaluation.scoring import Judge
 from sdvq_core.evaluation.timesteps import step_errors
-from sdvq_core.jobs import MAX_SEED, EvaluateJob, EvaluateResult, Progress, Sampling
+from sdvq_core.jobs import MAX_SEED, Notice, Progress, Sampling
+from sdvq_core.judges import find_judge
 from sdvq_core.production import versions
 from sdvq_core.records import BaseInfo
 from sdvq_core.store.samples import SampleStore
-from sdvq_core.summaries import ArmSummary
+from sdvq_core.summaries import ArmSummary, EvaluateJob, EvaluateResult
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(engine: Engine, job: EvaluateJob) -> Iterator[Progress | EvaluateResult]:
+def evaluate(engine: Engine, job: EvaluateJob) -> Iterator[Progress | Notice | EvaluateResult]:
     """Draw every prompt and seed with every arm, and compare with the first arm; the last event is the result."""
     arms = [parse_arm(word) for word in job.arms]
     yield from _compressed(engine, job, arms)
@@ -38,7 +39,7 @@ def evaluate(engine: Engine, job: EvaluateJob) -> Iterator[Progress | EvaluateRe
     first = _subject(bench, arms[0])
     reference = yield from draw(bench, first, job.samplings, ("steps", "outputs"))
     other = yield from draw(bench, replace(first, word=SEED_LABEL), _other_seeds(job), ())
-    judge = Judge.of(job, engine.aligner(bench.tier), reference, other)
+    judge = Judge.of(job, find_judge(bench.source.tier), reference, other)
     ledger = engine.ledger(job.model, arms[0])
     noise = judge.summary(arms[0].word, SEED_LABEL, ledger, other)
     precision = yield from _precision_floor(bench, arms[0], judge)
@@ -51,12 +52,12 @@ def evaluate(engine: Engine, job: EvaluateJob) -> Iterator[Progress | EvaluateRe
     yield EvaluateResult(job, tuple(summaries), noise, engine.device_name, precision, base, today)
 
 
-def _compressed(engine: Engine, job: EvaluateJob, arms: Sequence[Arm]) -> Iterator[Progress]:
+def _compressed(engine: Engine, job: EvaluateJob, arms: Sequence[Arm]) -> Iterator[Progress | Notice]:
     for arm in arms:
-        engine.plan(job.model, arm)  # a rule that matches nothing is said before any work
+        engine.check(job.model, arm)
     for arm in arms:
         for event in engine.compress(job.model, arm) if arm.compresses else ():
-            if isinstance(event, Progress):
+            if not isinstance(event, Path):
                 yield event
 
 
@@ -64,7 +65,7 @@ def _bench(engine: Engine, job: EvaluateJob) -> Bench:
     source, device = find_source(job.model), pick_device(engine.device)
     context = (engine.fingerprint(job.model), surroundings(source), device.type, *versions().values())
     store = SampleStore(engine.data / "evaluations")
-    bench = Bench(engine, job, source.tier, context, store, Meter(0))
+    bench = Bench(engine, job, source, context, store, Meter(0))
     sets, looks = len(job.arms) + 2, len(job.arms)  # the floors are two sets, one of them looked at step by step
     bench.meter.total = sets * len(job.samplings) + looks * bench.traced
     return bench
@@ -76,13 +77,7 @@ def _subject(bench: Bench, arm: Arm) -> Subject:
 
 
 def _unet(engine: Engine, model: str, arm: Arm) -> nn.Module:
-    """The UNet of `arm`; one whose cached artifact turns out to be damaged is compressed once more."""
-    try:
-        return engine.unet(model, arm)
-    except StoreError:
-        if not engine.discard(model, arm):
-            raise
-    for _ in engine.compress(model, arm):
+    for _ in engine.ready(model, arm):
         pass
     return engine.unet(model, arm)
 

@@ -17,24 +17,25 @@ from torch import Tensor, nn
 
 from sdvq_core.calibration import Trajectory
 from sdvq_core.diffusion.sampling import decode, sample_batch
+from sdvq_core.diffusion.sources import Source
 from sdvq_core.distillation import Lessons, record_lessons
 from sdvq_core.engine import Engine
 from sdvq_core.evaluation.meter import Meter
-from sdvq_core.jobs import EvaluateJob, Progress, Sampling
+from sdvq_core.jobs import Progress, Sampling
 from sdvq_core.store.samples import SampleStore, content_key
+from sdvq_core.summaries import EvaluateJob
 
-BATCH = {"nano": 16}  # images sampled together, by tier; one elsewhere
 TRACED = {"nano": 32}  # prompts whose steps are looked at, by tier; a trace of SDXL is 15 MB
 TRACED_ELSEWHERE = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What an evaluation works with. tier: of the model; context: what samples depend on besides UNet and sampling."""
+    """What an evaluation works with. source: the model; context: what samples depend on besides UNet and sampling."""
 
     engine: Engine
     job: EvaluateJob
-    tier: str
+    source: Source
     context: tuple[str, ...]
     store: SampleStore
     meter: Meter
@@ -42,11 +43,11 @@ class Bench:
     @property
     def traced(self) -> int:
         """How many of the first prompts are looked at step by step."""
-        return min(len(self.job.prompts), TRACED.get(self.tier, TRACED_ELSEWHERE))
+        return min(len(self.job.prompts), TRACED.get(self.source.tier, TRACED_ELSEWHERE))
 
     def batches(self, samplings: Sequence[Sampling]) -> Iterator[tuple[tuple[Sampling, ...], bool]]:
         """(samplings, whether they are traced) of each batch."""
-        size = BATCH.get(self.tier, 1)
+        size = self.source.batch
         for traced, part in ((True, samplings[: self.traced]), (False, samplings[self.traced :])):
             for first in range(0, len(part), size):
                 yield tuple(part[first : first + size]), traced

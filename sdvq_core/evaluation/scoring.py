@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from sdvq_core.evaluation.samples import SampleSet
-from sdvq_core.jobs import EvaluateJob, Scores
+from sdvq_core.jobs import Scores
 from sdvq_core.metrics.alignment import BATCH, Aligner
 from sdvq_core.metrics.distributions import cmmd, frechet
 from sdvq_core.metrics.images import lpips, psnr, ssim
 from sdvq_core.metrics.intervals import bootstrap_interval, median_interval
 from sdvq_core.metrics.weights import relative_mse
 from sdvq_core.records import Ledger
-from sdvq_core.summaries import ArmSummary, ImagePair, Spread, StepErrors
+from sdvq_core.summaries import ArmSummary, EvaluateJob, ImagePair, Spread, StepErrors
 
 HALF_WAY_DB = 20 * math.log10(2)  # half the RMS distance of another seed, in dB of PSNR
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdvq_core.jobs import EvaluateResult
-from sdvq_core.summaries import ArmSummary, Spread
+from sdvq_core.summaries import ArmSummary, EvaluateResult, Spread
 
 _COLUMNS = (
     "arm, bits, of quantized weights, ratio, PSNR dB, SSIM, latent error (median), LPIPS, alignment, Fréchet, CMMD"

@@ -8,11 +8,9 @@ gets its own machine code, cached on disk where possible. Threads are Python's: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -20,6 +18,8 @@ from numba.core import cgutils, types
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic
 from torch import Tensor
+
+from sdvq_core.kernels.compiled import compiled
 
 _intrinsic: Any = intrinsic
 _set: Any = tuple_setitem
@@ -74,15 +74,6 @@ def _threads(codes: Tensor) -> int:
     return max(1, min(torch.get_num_threads(), codes.numel() // _LEAST_WORK))
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any]
-    try:
-        compiled = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder to cache in
-        compiled = numba.njit(nogil=True, error_model="numpy")(function)
-    return compiled
-
-
 def _address(context: Any, builder: Any, kind: Any, array: Any, at: Any, width: int) -> Any:
     """Pointer to the `width` floats of a contiguous float32 array that start at `at`."""
     data = cgutils.create_struct_proxy(kind)(context, builder, array).data
@@ -126,7 +117,7 @@ def _add_to_each(typing: Any, totals: Any, places: Any, values: Any, at: Any, la
     return types.void(totals, places, values, at, lanes), generate
 
 
-@_jit
+@compiled
 def _decode(codes: Any, books: Any, out: Any, entries: int, lanes: Any, zeros: Any) -> None:
     size, flat = len(lanes), out.reshape(-1)
     for row in range(codes.shape[1]):
@@ -137,7 +128,7 @@ def _decode(codes: Any, books: Any, out: Any, entries: int, lanes: Any, zeros: A
         _write_sum(flat, row * size, books, places, lanes)
 
 
-@_jit
+@compiled
 def _scatter(codes: Any, values: Any, totals: Any, entries: int, lanes: Any, zeros: Any) -> None:
     size, flat = len(lanes), values.reshape(-1)
     for row in range(codes.shape[1]):

@@ -7,14 +7,14 @@ own pool aborts when two jobs meet in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+from sdvq_core.kernels.compiled import compiled
 
 _LEAST_WORK = 1 << 20  # states times places that are worth a thread
 
@@ -37,16 +37,7 @@ def search(target: Tensor, weight: Tensor, table: Tensor, bits: int, window: int
     return codes
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any]
-    try:
-        compiled = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder to cache in
-        compiled = numba.njit(nogil=True, error_model="numpy")(function)
-    return compiled
-
-
-@_jit
+@compiled
 def _forward(target: Any, weight: Any, table: Any, labels: Any, cost: Any, total: Any, back: Any) -> None:
     """Update cost [2^(L-k)] over T places and note the ways back [T, 2^(L-k)]; total [2^L] is room to work in."""
     shared = len(cost)
@@ -68,7 +59,7 @@ def _forward(target: Any, weight: Any, table: Any, labels: Any, cost: Any, total
             ways[o] = way
 
 
-@_jit
+@compiled
 def _trace(o: int, back: Any, bits: int, codes: Any) -> int:
     """Write codes [T], last first, from the last shared part o; return the first."""
     for place in range(len(codes) - 1, -1, -1):
@@ -78,7 +69,7 @@ def _trace(o: int, back: Any, bits: int, codes: Any) -> int:
     return o
 
 
-@_jit
+@compiled
 def _run(targets: Any, weights: Any, table: Any, labels: Any, window: int, codes: Any) -> None:
     """Both passes over every circle, as `viterbi.viterbi_reference` has it."""
     length, shared = targets.shape[1], len(table) // len(labels)

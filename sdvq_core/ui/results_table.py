@@ -6,9 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from html import escape
 from typing import NamedTuple
 
-from sdvq_core.jobs import EvaluateResult
 from sdvq_core.results import Results
-from sdvq_core.summaries import ArmSummary
+from sdvq_core.summaries import ArmSummary, EvaluateResult
 from sdvq_core.ui import wording
 
 STAR = "\N{BLACK STAR}"

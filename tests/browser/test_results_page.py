@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import Any
 from urllib.parse import urlencode
 
@@ -37,7 +38,8 @@ def test_every_arm_has_a_point_and_a_row_and_the_chosen_one_is_marked(app: App, 
     watched = opened(app, chromium)
     page = watched.page
     expect(points(page)).to_have_count(len(WORDS) - 1)
-    expect(page.locator("#rate-distortion .textpoint")).to_have_text(["rvq:bits=3"])
+    named = page.locator("#rate-distortion .textpoint").filter(has_text=re.compile(r"\S"))
+    expect(named).to_have_text(["rvq:bits=3"])
     expect(page.locator(".results tbody tr")).to_have_count(len(WORDS) + 2)
     expect(page.locator(".results .chosen th")).to_have_text(["★ rvq:bits=3"])
     expect(page.locator("#timesteps .scatterlayer .trace").first).to_be_visible()

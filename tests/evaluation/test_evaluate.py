@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from sdvq_core import Workbench
+from sdvq_core.diffusion import sources
 from sdvq_core.errors import ConfigError
 from sdvq_core.evaluation import samples
-from sdvq_core.jobs import EvaluateJob, EvaluateResult, Progress, Sampling
+from sdvq_core.jobs import Progress, Sampling
 from sdvq_core.metrics.images import psnr
+from sdvq_core.summaries import EvaluateJob, EvaluateResult
 
 SAMPLING = Sampling("", seed=3, steps=3, guidance=3.0)
 ARMS = ("fp16", "rtn:bits=4", "rvq:bits=2,beam=2")
@@ -47,7 +49,7 @@ def result(events) -> EvaluateResult:
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    monkeypatch.setitem(samples.BATCH, "nano", 2)
+    monkeypatch.setitem(sources._BATCH, "nano", 2)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from sdvq_core.evaluation import markdown, write_report
 from sdvq_core.evaluation.html_report import html_report
 from sdvq_core.evaluation.report_files import comma_separated
 
-ARMS = (summary("rtn:bits=4", 0.02), summary("@best", 0.01), summary("/tmp/<b>|x", 0.3))
+ARMS = (summary("rtn:bits=4", 0.02), summary("@best", 0.01), summary("out/<b>|x", 0.3))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_the_page_names_every_arm_and_escapes_what_people_wrote(page):
     for name in ("fp16", *(arm.arm for arm in ARMS), "another seed", "fp16 rounding of every layer", NAUGHTY):
         assert name in text
     assert '<script>alert("1")' not in page
-    assert "/tmp/<b>|x</code>" not in page
+    assert "out/<b>|x</code>" not in page
 
 
 def test_the_page_needs_nothing_else(page):

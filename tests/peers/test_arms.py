@@ -9,8 +9,9 @@ import pytest
 from sdvq_core import Workbench
 from sdvq_core.arms import parse_arm
 from sdvq_core.errors import ConfigError
-from sdvq_core.jobs import ArmResult, CompareJob, EvaluateJob, EvaluateResult, Sampling
+from sdvq_core.jobs import ArmResult, CompareJob, Sampling
 from sdvq_core.peers import EXTRA, Peer, catalogue
+from sdvq_core.summaries import EvaluateJob, EvaluateResult
 
 SAMPLING = Sampling("a frog", seed=3, steps=2, guidance=3.0)
 WORD = "lib.quanto:bits=8"

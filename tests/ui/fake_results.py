@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from sdvq_core.jobs import EvaluateJob, EvaluateResult, Sampling
+from sdvq_core.jobs import Sampling
 from sdvq_core.records import BaseInfo, Ledger
 from sdvq_core.results import Results
-from sdvq_core.summaries import ArmSummary, Spread, StepErrors
+from sdvq_core.summaries import ArmSummary, EvaluateJob, EvaluateResult, Spread, StepErrors
 
 ARMS = {"fp16": 0.0, "rtn:bits=4": 0.04, "nf4": 0.05, "rvq:bits=3": 0.13, "tcq:bits=3": 0.03}
 STEPS = 20

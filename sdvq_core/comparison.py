@@ -1,0 +1,150 @@
+"""Same prompt, same seed, several arms in turn: progress and previews as they come, then one result per arm."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sdvq_core.arms import Arm, parse_arm
+from sdvq_core.diffusion.sources import find_source
+from sdvq_core.engine import Engine
+from sdvq_core.jobs import (
+    ArmResult,
+    CompareEvent,
+    CompareJob,
+    CompareResult,
+    Notice,
+    Preview,
+    Progress,
+    Sampling,
+    Scores,
+)
+from sdvq_core.judges import find_judge
+from sdvq_core.production import versions
+from sdvq_core.store.images import write_png
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+_PREVIEWS = 5  # per image
+_REMEMBERED = 64  # finished samples kept in memory
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    latents: Tensor
+    image: Image.Image
+    seconds: float
+
+
+class Comparer:
+    """Runs comparisons with the models of `engine`; finished samples are remembered."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._samples: OrderedDict[tuple[str, str, Sampling], _Sample] = OrderedDict()
+
+    def compare(self, job: CompareJob) -> Iterator[CompareEvent]:
+        """Every arm in turn; measures are against the first."""
+        from sdvq_core.diffusion.sampling import prompt_notice
+
+        arms = [parse_arm(word) for word in job.arms]
+        for arm in arms:
+            self.engine.check(job.model, arm)
+        yield Progress("load", "", 0, 1, f"loading {job.model}")
+        notice = prompt_notice(self.engine.base(job.model), job.sampling.prompt)
+        if notice:
+            yield Notice(notice)
+        results: list[ArmResult] = []
+        reference: _Sample | None = None
+        for arm in arms:
+            for event in self._arm(job, arm, reference):
+                yield event
+                if isinstance(event, ArmResult):
+                    results.append(event)
+            reference = reference or self._remembered(job, arms[0])
+        yield CompareResult(job, tuple(results), self.engine.device_name)
+
+    def _arm(self, job: CompareJob, arm: Arm, reference: _Sample | None) -> Iterator[CompareEvent]:
+        start = time.monotonic()
+        cached = True
+        for event in self.engine.ready(job.model, arm):
+            cached = False
+            yield event
+        seconds = time.monotonic() - start
+        yield from self._sample(job, arm)
+        sample = self._remembered(job, arm)
+        path = write_png(self.engine.data / "images", sample.image, self._receipt(job, arm))
+        report = self.engine.report(job.model, arm)
+        yield ArmResult(
+            arm.word,
+            arm.label,
+            sample.image,
+            path,
+            sample.seconds,
+            self.engine.ledger(job.model, arm) if report is None else report.ledger,
+            _scores(job, sample, reference),
+            report,
+            cached and report is not None,
+            None if report is None else 0.0 if cached else seconds,
+        )
+
+    def _sample(self, job: CompareJob, arm: Arm) -> Iterator[Progress | Preview]:
+        from sdvq_core.diffusion.sampling import decode, preview, sample
+
+        if self._key(job, arm) in self._samples:
+            return
+        base, unet, steps = self.engine.base(job.model), self.engine.unet(job.model, arm), job.sampling.steps
+        every = max(1, steps // _PREVIEWS)
+        seconds, clock = 0.0, time.monotonic()
+        for step in sample(base, unet, job.sampling):
+            seconds += time.monotonic() - clock
+            left = seconds / step.step * (steps - step.step)
+            yield Progress("sample", arm.word, step.step, step.steps, f"step {step.step} of {step.steps}", left)
+            if step.step % every == 0 and step.step < step.steps:
+                yield Preview(arm.word, step.step, step.steps, preview(base, step.denoised))
+            clock = time.monotonic()
+        image = decode(base, step.latents)[0]
+        seconds += time.monotonic() - clock
+        self._samples[self._key(job, arm)] = _Sample(step.latents, image, seconds)
+        while len(self._samples) > _REMEMBERED:
+            self._samples.popitem(last=False)
+
+    def _receipt(self, job: CompareJob, arm: Arm) -> dict[str, str]:
+        sampling = job.sampling
+        return {
+            "prompt": sampling.prompt,
+            "seed": str(sampling.seed),
+            "steps": str(sampling.steps),
+            "guidance": f"{sampling.guidance:g}",
+            "model": job.model,
+            "fingerprint": self.engine.fingerprint(job.model),
+            "arm": arm.word,
+            "device": self.engine.device_name,
+            **versions(),
+        }
+
+    def _key(self, job: CompareJob, arm: Arm) -> tuple[str, str, Sampling]:
+        folder = self.engine.cached(job.model, arm)
+        return self.engine.fingerprint(job.model), str(folder or arm.peer or "fp16"), job.sampling
+
+    def _remembered(self, job: CompareJob, arm: Arm) -> _Sample:
+        return self._samples[self._key(job, arm)]
+
+
+def _scores(job: CompareJob, sample: _Sample, reference: _Sample | None) -> Scores:
+    from sdvq_core.metrics.images import lpips, psnr, ssim
+    from sdvq_core.metrics.weights import relative_mse
+
+    ground, judge = reference or sample, find_judge(find_source(job.model).tier)
+    return Scores(
+        relative_mse(ground.latents, sample.latents),
+        psnr(ground.image, sample.image),
+        ssim(ground.image, sample.image),
+        lpips(ground.image, sample.image),
+        None if judge is None else judge.score([sample.image], [job.sampling.prompt])[0],
+    )
