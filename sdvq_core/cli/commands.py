@@ -111,7 +111,7 @@ def tune(
     recipe = last(_workbench(device, chosen).tune(model, among, bits, distil), dict)
     write_recipe(out, recipe)
     (rules,) = recipe["allocated"].values()
-    print_answer(as_json, {"recipe": str(out), **recipe}, [f"{out}: {len(rules)} rules, use it as @{out.stem}"])
+    print_answer(as_json, {"recipe": str(out), **recipe}, [f"{out}: {len(rules)} rules{_how_to_use(out)}"])
 
 
 @app.command()
@@ -212,6 +212,13 @@ def bench(
 
     result = last(_workbench().bench(suite), BenchResult)
     print_answer(as_json, result.to_json(), [markdown(result).rstrip()])
+
+
+def _how_to_use(recipe: Path) -> str:
+    from sdvq_core.recipes import FOLDER
+
+    at_hand = recipe.resolve().parent == FOLDER.resolve()
+    return f", use it as @{recipe.stem}" if at_hand else f"; copy it to {FOLDER} to use it as @{recipe.stem}"
 
 
 def _workbench(device: str = "auto", calibration: Any = None) -> Any:
