@@ -215,10 +215,11 @@ def bench(
 
 
 def _how_to_use(recipe: Path) -> str:
-    from sdvq_core.recipes import FOLDER
+    from sdvq_core.presets import FOLDER
 
-    at_hand = recipe.resolve().parent == FOLDER.resolve()
-    return f", use it as @{recipe.stem}" if at_hand else f"; copy it to {FOLDER} to use it as @{recipe.stem}"
+    place = FOLDER / "recipes"
+    at_hand = recipe.resolve().parent == place.resolve()
+    return f", use it as @{recipe.stem}" if at_hand else f"; copy it to {place} to use it as @{recipe.stem}"
 
 
 def _workbench(device: str = "auto", calibration: Any = None) -> Any:
