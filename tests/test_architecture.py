@@ -36,10 +36,10 @@ TABLE = (
     ("plan", "integrations", "calibration"),
     ("store", "quantizers"),
     ("nn",),
-    ("formats", "ledger", "metrics", "plots", "presets"),
+    ("formats", "kmeans", "ledger", "metrics", "plots", "presets"),
     ("summaries",),
     ("kernels", "qtensor", "jobs"),
-    ("bitpack", "grouping", "kmeans", "knobs", "records"),
+    ("bitpack", "grouping", "knobs", "records"),
     ("errors", "naming", "version"),
 )
 LEVEL = {room: len(TABLE) - depth for depth, rooms in enumerate(TABLE) for room in rooms}

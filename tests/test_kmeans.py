@@ -1,12 +1,12 @@
-"""Weighted k-means against slow references, with chunks that do not show."""
+"""Weighted k-means against slow references."""
 
 import itertools
 
 import pytest
 import torch
 
-from sdvq_core import kmeans
-from sdvq_core.kmeans import chunks, lloyd, nearest
+from sdvq_core.kernels import nearest
+from sdvq_core.kmeans import lloyd
 
 K = 16
 
@@ -34,32 +34,6 @@ def cost(x, centres, weights):
 
 def total(x, centres, weights) -> float:
     return float(cost(x, centres, weights).amin(1).sum())
-
-
-@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
-def test_nearest_is_the_cheapest(weights):
-    x, centres = points(), torch.randn(K, 4, generator=generator(4))
-    matrix = cost(x, centres, weights)
-    chosen = matrix.gather(1, nearest(x, centres, weights)[:, None])[:, 0]
-    torch.testing.assert_close(chosen, matrix.amin(1), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
-def test_chunks_do_not_show(weights, monkeypatch):
-    x, centres = points(), torch.randn(K, 4, generator=generator(4))
-    whole = nearest(x, centres, weights)
-    monkeypatch.setattr(kmeans, "chunks", lambda count, row: chunks(count, row, budget=7 * row))
-    assert torch.equal(nearest(x, centres, weights), whole)
-
-
-def test_chunks_cover_the_range_within_the_budget():
-    found = list(chunks(1_600_000, 4 * 256))
-    assert found[0].start == 0
-    assert found[-1].stop == 1_600_000
-    assert all(a.stop == b.start for a, b in itertools.pairwise(found))
-    assert max(part.stop - part.start for part in found) * 4 * 256 <= kmeans.CHUNK_NBYTES
-    assert [part.stop - part.start for part in chunks(3, 10**12)] == [1, 1, 1]
-    assert list(chunks(0, 4)) == []
 
 
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)

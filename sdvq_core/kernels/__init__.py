@@ -1,15 +1,22 @@
 """Decode and search kernels: same numbers on every device, different speed. The torch reference runs everywhere."""
 
-from sdvq_core.kernels.additive import additive_decode, additive_decode_reference
+from sdvq_core.kernels.additive import additive_decode, additive_decode_reference, additive_scatter
 from sdvq_core.kernels.hadamard import hadamard_block, rotate, scramble, unrotate
+from sdvq_core.kernels.search import beam_search, beam_search_reference, chunks, nearest, nearest_reference
 from sdvq_core.kernels.trellis import gaussian_code, trellis_decode
 from sdvq_core.kernels.viterbi import viterbi, viterbi_reference
 
 __all__ = [
     "additive_decode",
     "additive_decode_reference",
+    "additive_scatter",
+    "beam_search",
+    "beam_search_reference",
+    "chunks",
     "gaussian_code",
     "hadamard_block",
+    "nearest",
+    "nearest_reference",
     "rotate",
     "scramble",
     "trellis_decode",

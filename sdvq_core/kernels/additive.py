@@ -29,6 +29,16 @@ def additive_decode_reference(codes: Tensor, codebooks: Tensor) -> Tensor:
     return total
 
 
+def additive_scatter(codes: Tensor, values: Tensor, entries: int) -> Tensor:
+    """codes int [M, n] below K = entries, values [n, d] -> [M, K, d]: to every entry the sum of its users' values."""
+    if _compiled(codes, values):
+        from sdvq_core.kernels.additive_numba import scatter
+
+        return scatter(codes, values, entries)
+    zeros = torch.zeros(entries, values.shape[1], dtype=values.dtype, device=values.device)
+    return torch.stack([zeros.index_add(0, code.long(), values) for code in codes])
+
+
 def _compiled(codes: Tensor, codebooks: Tensor) -> bool:
     suitable = codebooks.dtype == torch.float32 and codes.dtype in (torch.uint8, torch.int32, torch.int64)
     return suitable and codes.device.type == codebooks.device.type == "cpu" and find_spec("numba") is not None

@@ -3,25 +3,21 @@
 numba's own loops over the d floats become scalar additions, so two intrinsics state the vectors: `_write_sum` loads one
 codeword per codebook, adds them in the order of the codebooks and stores the sum; `_add_to_each` does the reverse, for
 gradients. `lanes` is a tuple of d numbers and `zeros` one of M: their lengths are part of their types, so every d and M
-gets its own machine code, cached on disk where possible. Threads are Python's: numba lets go of the interpreter.
+gets its own machine code.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.cpython.unsafe.tuple import tuple_setitem
-from numba.extending import intrinsic
 from torch import Tensor
 
-from sdvq_core.kernels.compiled import compiled
+from sdvq_core.kernels.compiled import compiled, in_threads, intrinsic, pointer
 
-_intrinsic: Any = intrinsic
 _set: Any = tuple_setitem
 _LEAST_WORK = 1 << 17  # codewords that are worth a thread
 _PARTS = 4  # partial sums of a gradient, however many threads there are: the same sum on every machine
@@ -43,7 +39,7 @@ def scatter(codes: Tensor, values: Tensor, entries: int) -> Tensor:
         (part.numpy(), value.numpy(), total.view(-1).numpy(), entries, tuple(range(size)), (0,) * count)
         for part, value, total in zip(codes.split(step, 1), values.contiguous().split(step), found, strict=False)
     ]
-    _run(_scatter, jobs, _threads(codes))
+    in_threads(_scatter, jobs, _threads(codes))
     return found.sum(0)
 
 
@@ -54,16 +50,7 @@ def _spread(kernel: Any, codes: Tensor, out: Tensor, books: Any, shape: torch.Si
         (part.numpy(), books, rows.numpy(), shape[1], lanes, zeros)
         for part, rows in zip(codes.split(step, 1), out.split(step), strict=True)
     ]
-    _run(kernel, jobs, threads)
-
-
-def _run(kernel: Any, jobs: list[tuple[Any, ...]], threads: int) -> None:
-    if threads == 1 or len(jobs) == 1:
-        for job in jobs:
-            kernel(*job)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda job: kernel(*job), jobs))
+    in_threads(kernel, jobs, len(jobs))
 
 
 def _flat(books: Tensor) -> Any:
@@ -74,14 +61,7 @@ def _threads(codes: Tensor) -> int:
     return max(1, min(torch.get_num_threads(), codes.numel() // _LEAST_WORK))
 
 
-def _address(context: Any, builder: Any, kind: Any, array: Any, at: Any, width: int) -> Any:
-    """Pointer to the `width` floats of a contiguous float32 array that start at `at`."""
-    data = cgutils.create_struct_proxy(kind)(context, builder, array).data
-    place = builder.gep(data, [at])
-    return builder.bitcast(place, ir.VectorType(ir.FloatType(), width).as_pointer())
-
-
-@_intrinsic  # type: ignore[untyped-decorator]
+@intrinsic  # type: ignore[untyped-decorator]
 def _write_sum(typing: Any, out: Any, at: Any, books: Any, places: Any, lanes: Any) -> Any:
     """out[at : at + d] = the sum of books[p : p + d] over the tuple `places`; d is the length of `lanes`."""
     width, count = len(lanes), len(places)
@@ -91,27 +71,27 @@ def _write_sum(typing: Any, out: Any, at: Any, books: Any, places: Any, lanes: A
         total = None
         for number in range(count):
             place = builder.extract_value(tops, number)
-            pointer = _address(context, builder, signature.args[2], source, place, width)
-            word = builder.load(pointer, align=4)
+            source_at = pointer(context, builder, signature.args[2], source, place, width)
+            word = builder.load(source_at, align=4)
             total = word if total is None else builder.fadd(total, word)
-        builder.store(total, _address(context, builder, signature.args[0], target, start, width), align=4)
+        builder.store(total, pointer(context, builder, signature.args[0], target, start, width), align=4)
         return context.get_dummy_value()
 
     return types.void(out, at, books, places, lanes), generate
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
+@intrinsic  # type: ignore[untyped-decorator]
 def _add_to_each(typing: Any, totals: Any, places: Any, values: Any, at: Any, lanes: Any) -> Any:
     """totals[p : p + d] += values[at : at + d] for every p of the tuple `places`; d is the length of `lanes`."""
     width, count = len(lanes), len(places)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         target, tops, source, start, _ = arguments
-        word = builder.load(_address(context, builder, signature.args[2], source, start, width), align=4)
+        word = builder.load(pointer(context, builder, signature.args[2], source, start, width), align=4)
         for number in range(count):
             place = builder.extract_value(tops, number)
-            pointer = _address(context, builder, signature.args[0], target, place, width)
-            builder.store(builder.fadd(builder.load(pointer, align=4), word), pointer, align=4)
+            entry = pointer(context, builder, signature.args[0], target, place, width)
+            builder.store(builder.fadd(builder.load(entry, align=4), word), entry, align=4)
         return context.get_dummy_value()
 
     return types.void(totals, places, values, at, lanes), generate

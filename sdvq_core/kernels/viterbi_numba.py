@@ -1,20 +1,18 @@
 """`viterbi` compiled by numba: circles side by side on threads, states in vector registers. Imported when first needed.
 
 `labels` is the tuple of the 2^k branches: its length is part of its type, so every k gets its own machine code with
-unrolled loops, cached on disk where possible. The threads are Python's and numba lets go of the interpreter: numba's
-own pool aborts when two jobs meet in it.
+unrolled loops.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sdvq_core.kernels.compiled import compiled
+from sdvq_core.kernels.compiled import compiled, in_threads
 
 _LEAST_WORK = 1 << 20  # states times places that are worth a thread
 
@@ -29,11 +27,7 @@ def search(target: Tensor, weight: Tensor, table: Tensor, bits: int, window: int
         (x.contiguous().numpy(), w.contiguous().numpy(), table.numpy(), labels, window, out.numpy())
         for x, w, out in zip(target.split(step), weight.split(step), codes.split(step), strict=True)
     ]
-    if len(parts) == 1:
-        _run(*parts[0])
-        return codes
-    with ThreadPoolExecutor(len(parts)) as pool:
-        list(pool.map(lambda part: _run(*part), parts))
+    in_threads(_run, parts, threads)
     return codes
 
 

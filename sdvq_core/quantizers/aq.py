@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sdvq_core.grouping import groups_per_row, taps, to_groups
-from sdvq_core.kernels import additive_decode
+from sdvq_core.kernels import additive_decode, beam_search
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.quantizers.base import knob, register
 from sdvq_core.quantizers.feedback import damped, feed_back
-from sdvq_core.quantizers.rvq import ResidualVQ, beam_search
+from sdvq_core.quantizers.rvq import ResidualVQ
 from sdvq_core.quantizers.vector import SMALLEST_SCALE, store_codes
 from sdvq_core.records import LayerStats
 
@@ -118,8 +118,7 @@ class _Search:
 
     def _nearest(self, target: Tensor, metric: Tensor) -> Tensor:
         """Codes [M, O] that make |(target - decoded) metric|^2 small; target [O, d], metric [d, d]."""
-        plain = torch.ones(len(target), 1, device=target.device)
-        return beam_search(target @ metric, self.books @ metric, plain, self.beam)
+        return beam_search(target @ metric, self.books @ metric, None, self.beam)
 
     def sweep(self) -> None:
         """Search every group again, given all others; no row's error rises."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sdvq_core.errors import ConfigError
-from sdvq_core.kmeans import lloyd, nearest
+from sdvq_core.kernels import nearest
+from sdvq_core.kmeans import lloyd
 from sdvq_core.quantizers.base import Value, knob, register
 from sdvq_core.quantizers.vector import SHARE, VectorQuantizer
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdvq_core.bitpack import pack
 from sdvq_core.grouping import row_length, to_rows
-from sdvq_core.kmeans import nearest
+from sdvq_core.kernels import nearest
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.quantizers.base import Quantizer
 from sdvq_core.records import LayerStats

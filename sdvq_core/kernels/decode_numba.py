@@ -1,0 +1,129 @@
+"""Packed codes -> rows of weights in one pass, compiled by numba. Imported when first needed.
+
+A codeword of d weights is one vector: M loads and additions, one multiplication by the row's scale, one store, in the
+dtype that is asked for. Codes are read where they lie, as bytes or as bit fields; nothing is unpacked first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba.core import types
+from numba.cpython.unsafe.tuple import tuple_setitem
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sdvq_core.kernels.compiled import compiled, in_threads, intrinsic, pointer, spread, vector
+
+_set: Any = tuple_setitem
+_LEAST_WORK = 1 << 19  # weights that are worth a thread
+_AHEAD = 2  # bytes after a code's first that a bit field may reach into: 7 + 10 bits are less than 24
+_ROOM = {torch.float32: torch.float32, torch.bfloat16: torch.int16}  # numba knows no bfloat16
+
+
+def codebook_rows(codes: Tensor, bits: int, books: Tensor, scale: Tensor, run: int, dtype: torch.dtype) -> Tensor:
+    """codes uint8 [M, packed], books [M, K, d], scale [O, S] for runs of `run` weights (0: the row) -> [O, n]."""
+    size = books.shape[2]
+    rows, groups = len(scale), codes.shape[1] * 8 // bits // len(scale)
+    out = torch.empty(rows, groups * size, dtype=_ROOM[dtype])
+    tables, factors = books.float().contiguous().view(-1).numpy(), scale.float().contiguous().numpy()
+    packed = (codes if bits == 8 else pad(codes, (0, _AHEAD))).contiguous().numpy()
+    settings = (bits, books.shape[1], run // size or groups)
+    shape = (tuple(range(size)), (0,) * len(codes))
+    _in_rows(lambda part: (packed, tables, factors, out.numpy(), part, settings, shape), _codebook, out)
+    return out.view(dtype)
+
+
+def affine_rows(codes: Tensor, bits: int, scale: Tensor, offset: Tensor, size: int) -> Tensor:
+    """codes uint8 [packed], scale and offset [O, S] for runs of `size` weights -> float32 [O, S * size]."""
+    out = torch.empty(len(scale), scale.shape[1] * size)
+    packed = pad(codes, (0, _AHEAD)).numpy()
+    factors, starts = scale.float().contiguous().numpy(), offset.float().contiguous().numpy()
+    _in_rows(lambda part: (packed, bits, factors, starts, out.numpy(), part), _affine, out)
+    return out
+
+
+def _in_rows(job: Callable[[tuple[int, int]], tuple[Any, ...]], kernel: Any, out: Tensor) -> None:
+    """Call `kernel` with the job of every part (first row, end) of the rows of `out`."""
+    threads = max(1, min(torch.get_num_threads(), len(out), out.numel() // _LEAST_WORK))
+    step = -(-len(out) // threads)
+    jobs = [job((start, min(start + step, len(out)))) for start in range(0, len(out), step)]
+    in_threads(kernel, jobs, threads)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _write(typing: Any, out: Any, at: Any, books: Any, places: Any, factor: Any, lanes: Any) -> Any:
+    """out[at : at + d] = factor * the sum of books[p : p + d] over the tuple `places`, in the type of `out`."""
+    width, count = len(lanes), len(places)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        target, start, source, tops, scale, _ = arguments
+        total = None
+        for number in range(count):
+            entry = pointer(context, builder, signature.args[2], source, builder.extract_value(tops, number), width)
+            word = builder.load(entry, align=4)
+            total = word if total is None else builder.fadd(total, word)
+        total = builder.fmul(total, spread(builder, scale, width))
+        if out.dtype == types.float32:
+            builder.store(total, pointer(context, builder, signature.args[0], target, start, width), align=4)
+        else:
+            half = ir.IntType(16)
+            room = pointer(context, builder, signature.args[0], target, start, width, half)
+            builder.store(_bfloat(builder, total, width), room, align=2)
+        return context.get_dummy_value()
+
+    return types.void(out, at, books, places, factor, lanes), generate
+
+
+def _bfloat(builder: Any, numbers: Any, width: int) -> Any:
+    """Finite floats -> the bits of the nearest bfloat16, ties to even."""
+    word = vector(width, ir.IntType(32))
+
+    def constant(value: int) -> Any:
+        return ir.Constant(word, [value] * width)
+
+    bits = builder.bitcast(numbers, word)
+    odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+    rounded = builder.add(bits, builder.add(odd, constant(0x7FFF)))
+    return builder.trunc(builder.lshr(rounded, constant(16)), vector(width, ir.IntType(16)))
+
+
+@compiled
+def _code(packed: Any, number: int, bits: int) -> Any:
+    """Code `number` of a stream of `bits`-bit codes."""
+    first = number * bits
+    place = first >> 3
+    word = np.int64(packed[place]) | np.int64(packed[place + 1]) << 8 | np.int64(packed[place + 2]) << 16
+    return (word >> (first & 7)) & ((1 << bits) - 1)
+
+
+@compiled
+def _codebook(packed: Any, books: Any, scale: Any, out: Any, part: Any, settings: Any, shape: Any) -> None:
+    bits, entries, run = settings
+    lanes, zeros = shape
+    size, flat = len(lanes), out.reshape(-1)
+    groups = out.shape[1] // size
+    for row in range(part[0], part[1]):
+        for group in range(groups):
+            number = row * groups + group
+            places = zeros
+            for book in range(len(zeros)):
+                code = np.int64(packed[book, number]) if bits == 8 else _code(packed[book], number, bits)
+                places = _set(places, book, (book * entries + code) * size)
+            _write(flat, number * size, books, places, scale[row, group // run], lanes)
+
+
+@compiled
+def _affine(packed: Any, bits: int, scale: Any, offset: Any, out: Any, part: Any) -> None:
+    runs = scale.shape[1]
+    size = out.shape[1] // runs
+    for row in range(part[0], part[1]):
+        for run in range(runs):
+            factor, start = scale[row, run], offset[row, run]
+            first = (row * runs + run) * size
+            for place in range(size):
+                out[row, run * size + place] = start + factor * np.float32(_code(packed, first + place, bits))
