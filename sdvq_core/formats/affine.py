@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdvq_core.bitpack import packed_nbytes, unpack
 from sdvq_core.grouping import from_rows, row_length
+from sdvq_core.kernels import affine_rows
 from sdvq_core.qtensor import Format, Meta, TensorSpec, register_format
 
 
@@ -31,6 +32,11 @@ class Affine(Format):
             "scale": TensorSpec(rows, torch.float16, "scales"),
             "offset": TensorSpec(rows, torch.float16, "scales"),
         }
+
+    def decode(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, dtype: torch.dtype) -> Tensor:
+        bits, size = int(meta["bits"]), int(meta["group_size"])
+        rows = affine_rows(tensors["codes"], bits, tensors["scale"], tensors["offset"], size, dtype)  # [O, S * size]
+        return from_rows(rows[:, : row_length(shape)], shape)
 
     def assemble(self, unpacked: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         scale, offset = tensors["scale"].float(), tensors["offset"].float()  # [O, S]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdvq_core.bitpack import packed_nbytes, unpack
 from sdvq_core.grouping import from_groups, groups_per_row
-from sdvq_core.kernels import additive_decode
+from sdvq_core.kernels import additive_decode, codebook_rows
 from sdvq_core.qtensor import Format, Meta, TensorSpec, register_format
 
 
@@ -39,6 +39,12 @@ class Codebook(Format):
             "codebook": TensorSpec((books, 2**bits, d), torch.float16, "codebooks", str(meta["shared"])),
             "scale": TensorSpec((shape[0], runs), torch.float16, "scales"),
         }
+
+    def decode(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, dtype: torch.dtype) -> Tensor:
+        d, bits, run = int(meta["group_size"]), int(meta["code_bits"]), int(meta["scale_group"])
+        groups = groups_per_row(shape, d)
+        rows = codebook_rows(tensors["codes"], bits, tensors["codebook"], tensors["scale"], run, groups, dtype)
+        return from_groups(rows.reshape(shape[0], groups, d), shape)
 
     def assemble(self, unpacked: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         d = int(meta["group_size"])

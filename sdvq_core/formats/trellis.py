@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdvq_core.bitpack import packed_nbytes, unpack
 from sdvq_core.grouping import from_rows, row_length
-from sdvq_core.kernels import gaussian_code, trellis_decode, unrotate
+from sdvq_core.kernels import gaussian_code, trellis_rows, unrotate
 from sdvq_core.qtensor import Format, Meta, TensorSpec, register_format
 
 _SHORT = 128  # places below which a circle's closing costs noticeably
@@ -62,8 +62,8 @@ class Trellis(Format):
         """Rows [O, n] of unit scale, rotated back: a row's scale commutes with the rotation."""
         bits = int(meta["bits"])
         table = gaussian_code(bits, int(meta["state_bits"])).to(tensors["scale"].device)
-        codes = self.codes(tensors, shape, meta).reshape(-1, circle_length(shape[0], row_length(shape)))  # [S, T]
-        values = from_circles(trellis_decode(codes, bits, table), shape[0])  # [O, n]
+        size = (shape[0], row_length(shape))
+        values = trellis_rows(tensors["codes"], bits, table, circle_length(*size), size)  # [O, n]
         return unrotate(values, int(meta["seed"]))
 
     def assemble(self, unpacked: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:

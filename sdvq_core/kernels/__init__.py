@@ -1,6 +1,7 @@
 """Decode and search kernels: same numbers on every device, different speed. The torch reference runs everywhere."""
 
 from sdvq_core.kernels.additive import additive_decode, additive_decode_reference, additive_scatter
+from sdvq_core.kernels.decode import affine_rows, codebook_rows, trellis_rows, way
 from sdvq_core.kernels.hadamard import hadamard_block, rotate, scramble, unrotate
 from sdvq_core.kernels.search import beam_search, beam_search_reference, chunks, nearest, nearest_reference
 from sdvq_core.kernels.trellis import gaussian_code, trellis_decode
@@ -10,9 +11,11 @@ __all__ = [
     "additive_decode",
     "additive_decode_reference",
     "additive_scatter",
+    "affine_rows",
     "beam_search",
     "beam_search_reference",
     "chunks",
+    "codebook_rows",
     "gaussian_code",
     "hadamard_block",
     "nearest",
@@ -20,7 +23,9 @@ __all__ = [
     "rotate",
     "scramble",
     "trellis_decode",
+    "trellis_rows",
     "unrotate",
     "viterbi",
     "viterbi_reference",
+    "way",
 ]

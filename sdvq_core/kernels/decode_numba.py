@@ -25,17 +25,18 @@ _AHEAD = 2  # bytes after a code's first that a bit field may reach into: 7 + 10
 _ROOM = {torch.float32: torch.float32, torch.bfloat16: torch.int16}  # numba knows no bfloat16
 
 
-def codebook_rows(codes: Tensor, bits: int, books: Tensor, scale: Tensor, run: int, dtype: torch.dtype) -> Tensor:
-    """codes uint8 [M, packed], books [M, K, d], scale [O, S] for runs of `run` weights (0: the row) -> [O, n]."""
+def codebook_rows(
+    codes: Tensor, bits: int, books: Tensor, scale: Tensor, run: int, groups: int, dtype: torch.dtype
+) -> Tensor:
+    """codes uint8 [M, packed], books [M, K, d], scale [O, S] for runs of `run` weights (0: the row) -> [O, G * d]."""
     size = books.shape[2]
-    rows, groups = len(scale), codes.shape[1] * 8 // bits // len(scale)
-    out = torch.empty(rows, groups * size, dtype=_ROOM[dtype])
+    out = torch.empty(len(scale), groups * size, dtype=_ROOM.get(dtype, torch.float32))
     tables, factors = books.float().contiguous().view(-1).numpy(), scale.float().contiguous().numpy()
     packed = (codes if bits == 8 else pad(codes, (0, _AHEAD))).contiguous().numpy()
     settings = (bits, books.shape[1], run // size or groups)
     shape = (tuple(range(size)), (0,) * len(codes))
     _in_rows(lambda part: (packed, tables, factors, out.numpy(), part, settings, shape), _codebook, out)
-    return out.view(dtype)
+    return out.view(dtype) if dtype in _ROOM else out.to(dtype)
 
 
 def affine_rows(codes: Tensor, bits: int, scale: Tensor, offset: Tensor, size: int) -> Tensor:
@@ -45,6 +46,14 @@ def affine_rows(codes: Tensor, bits: int, scale: Tensor, offset: Tensor, size: i
     factors, starts = scale.float().contiguous().numpy(), offset.float().contiguous().numpy()
     _in_rows(lambda part: (packed, bits, factors, starts, out.numpy(), part), _affine, out)
     return out
+
+
+def trellis_rows(codes: Tensor, bits: int, table: Tensor, places: int, shape: tuple[int, int]) -> Tensor:
+    """codes uint8 [packed] of circles of T = `places` codes, table [2^L] -> float32 of `shape` [O, n]."""
+    out = torch.empty(shape[0] * shape[1] // places, places)  # circles [S, T]
+    packed, values = pad(codes, (0, _AHEAD)).numpy(), table.float().contiguous().numpy()
+    _in_rows(lambda part: (packed, bits, values, out.numpy(), part), _trellis, out)
+    return out.view(-1, shape[0]).T
 
 
 def _in_rows(job: Callable[[tuple[int, int]], tuple[Any, ...]], kernel: Any, out: Tensor) -> None:
@@ -127,3 +136,18 @@ def _affine(packed: Any, bits: int, scale: Any, offset: Any, out: Any, part: Any
             first = (row * runs + run) * size
             for place in range(size):
                 out[row, run * size + place] = start + factor * np.float32(_code(packed, first + place, bits))
+
+
+@compiled
+def _trellis(packed: Any, bits: int, table: Any, out: Any, part: Any) -> None:
+    length, mask = out.shape[1], len(table) - 1
+    for circle in range(part[0], part[1]):
+        first, state = circle * length, 0
+        before = 0
+        while 1 << (before * bits) < len(table):
+            before += 1
+        for place in range(-before, 0):
+            state = (state << bits | _code(packed, first + place % length, bits)) & mask
+        for place in range(length):
+            state = (state << bits | _code(packed, first + place, bits)) & mask
+            out[circle, place] = table[state]
