@@ -59,6 +59,7 @@ HEAVY = {  # library -> rooms that may import it
     "huggingface_hub": {"diffusion", "judges", "metrics"},
     "numba": {"kernels"},
     "llvmlite": {"kernels"},
+    "triton": {"kernels"},
     "bitsandbytes": {"peers"},
     "gguf": {"peers"},
     "hqq": {"peers"},
@@ -177,7 +178,7 @@ LIGHT = """
 import sys
 import sdvq_core
 heavy = {"diffusers", "transformers", "gradio", "plotly", "torchmetrics", "typer", "yaml", "PIL", "pandas"}
-heavy |= {"scipy", "numba", "bitsandbytes", "gguf", "hqq", "optimum", "sdnq"}
+heavy |= {"scipy", "numba", "triton", "bitsandbytes", "gguf", "hqq", "optimum", "sdnq"}
 sys.exit(",".join(sorted(heavy & set(sys.modules))) or 0)
 """
 
@@ -227,7 +228,8 @@ def test_every_import_is_a_listed_requirement():
     listed = requirements("requirements.txt")
     optional = dict.fromkeys(("peers", "bench"), requirements("requirements-peers.txt"))  # by room
     distribution = {"PIL": "pillow", "yaml": "pyyaml", "optimum": "optimum-quanto", "faiss": "faiss-cpu"}
-    indirect = {"httpx", "huggingface_hub", "tokenizers", "llvmlite"}  # of diffusers, transformers and numba
+    # of diffusers, transformers, numba and torch
+    indirect = {"httpx", "huggingface_hub", "tokenizers", "llvmlite", "triton"}
     for path in [path for path in FILES if room_of(path) != TRAINING]:
         for module, line in imports(path):
             top = module.split(".")[0]

@@ -1,0 +1,301 @@
+"""Triton kernels against float64, on odd shapes, outputs poisoned first: compiled on a GPU, elsewhere interpreted.
+
+Whether Triton compiles or interprets is fixed when it is imported. So the ordinary run starts this module once more in
+a process of its own, under the interpreter; there the comparisons are no GPU tests. What only a compiler refuses is
+found by compiling every kernel for a GPU, which needs none.
+"""
+
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from core_cases import NAMES, gaussian
+
+from sdvq_core.bitpack import pack, packed_nbytes
+from sdvq_core.formats.codebook import expand_scale
+from sdvq_core.formats.trellis import circle_length, from_circles
+from sdvq_core.grouping import from_groups, from_rows, groups_per_row, row_length
+from sdvq_core.kernels import gaussian_code, trellis_decode, unrotate
+from sdvq_core.quantizers import parse
+
+pytest.importorskip("triton")
+import triton
+
+from sdvq_core.kernels.decode_triton import DTYPES, affine_rows, codebook_rows, trellis_rows, unsupported
+from sdvq_core.kernels.linear_triton import codebook_linear
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def compared(test):
+    """Decorator: runs on a GPU, or under the interpreter."""
+    if INTERPRETED:
+        return test
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")(test))
+
+
+def compiled(test):
+    """Decorator: runs where kernels are compiled."""
+    return pytest.mark.skipif(INTERPRETED, reason="under the interpreter nothing is compiled")(test)
+
+
+def poisoned(shape, dtype):
+    return torch.full(shape, torch.nan, dtype=dtype, device=DEVICE)
+
+
+def assert_rounded(got, exact):
+    """`got` is `exact`, float64, but for one rounding to its dtype and those of float32 sums.
+
+    The interpreter cuts off the digits that bfloat16 has not.
+    """
+    rounding = torch.finfo(got.dtype).eps / (1 if INTERPRETED and got.dtype == torch.bfloat16 else 2)
+    torch.testing.assert_close(got.double().cpu(), exact, rtol=rounding + 3e-7, atol=3e-7)
+
+
+def codebook_case(rows, groups, bits, size, books, run, seed=0):
+    """Random codes, packed; codebooks; scales; and the weights in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(2**bits, (books, rows * groups), generator=generator)
+    codebooks = torch.randn(books, 2**bits, size, generator=generator).half()
+    runs = -(-groups * size // run) if run else 1
+    scale = torch.rand(rows, runs, generator=generator).half() + 0.5
+    total = sum(book[code] for book, code in zip(codebooks.double(), codes, strict=True)).reshape(rows, -1)
+    exact = total * expand_scale(scale.double(), groups * size, run)
+    packed = torch.stack([pack(code, bits) for code in codes])
+    return packed.to(DEVICE), codebooks.to(DEVICE), scale.to(DEVICE), exact
+
+
+CODEBOOKS = [  # O, G, bits, d, M, scale_group
+    (1, 1, 8, 8, 1, 0), (1, 1, 5, 4, 2, 0), (37, 5, 7, 4, 3, 0), (320, 40, 8, 8, 3, 0), (65, 33, 9, 8, 2, 0),
+    (5, 13, 5, 8, 4, 0), (3, 7, 10, 4, 8, 0), (19, 9, 6, 8, 1, 0), (6, 11, 4, 4, 4, 0), (10, 24, 8, 8, 1, 64),
+    (4, 10, 7, 8, 2, 64), (9, 11, 12, 2, 1, 0), (8, 50, 11, 4, 1, 0), (5, 9, 12, 1, 1, 0), (7, 130, 4, 1, 1, 64),
+    (16, 256, 4, 1, 1, 64), (3, 50, 6, 1, 1, 0), (33, 27, 5, 1, 1, 27), (12, 64, 3, 1, 1, 32), (2, 72, 8, 1, 1, 0),
+]  # fmt: skip
+
+
+@compared
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CODEBOOKS, ids=str)
+def test_codewords_are_summed_and_scaled(case, dtype):
+    _, groups, bits, size, _, run = case
+    packed, books, scale, exact = codebook_case(*case)
+    out = poisoned(exact.shape, dtype)
+    assert codebook_rows(packed, bits, books, scale, run, groups, dtype, out) is out
+    assert_rounded(out, exact)
+    assert groups * size == exact.shape[1]
+
+
+@compared
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "runs", "size", "bits"),
+    [
+        (1, 1, 1, 1), (37, 3, 27, 5), (64, 5, 64, 3), (130, 5, 64, 4), (5, 2, 16, 8), (9, 1, 7, 2), (3, 3, 128, 7),
+        (11, 4, 36, 6), (2, 1, 8, 1), (257, 2, 32, 2),
+    ],
+)  # fmt: skip
+def test_scalar_codes_are_scaled_and_moved(rows, runs, size, bits, dtype):
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(2**bits, (rows, runs, size), generator=generator)
+    scale, offset = torch.rand(2, rows, runs, generator=generator).half() - torch.tensor([0, 2.0]).half()[:, None, None]
+    exact = (codes * scale.double()[..., None] + offset.double()[..., None]).reshape(rows, -1)
+    out = poisoned(exact.shape, dtype)
+    arrays = pack(codes, bits).to(DEVICE), bits, scale.to(DEVICE), offset.to(DEVICE)
+    assert affine_rows(*arrays, size, dtype, out) is out
+    assert_rounded(out, exact)
+
+
+@compared
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "columns", "bits", "state_bits"),
+    [
+        (1, 1, 2, 2), (37, 5, 3, 8), (320, 40, 3, 12), (256, 3, 1, 16), (5, 5, 4, 12), (7, 9, 2, 14), (130, 33, 4, 16),
+        (64, 64, 1, 8), (1, 300, 3, 16), (384, 65, 2, 10), (1, 5, 3, 15),
+    ],
+)  # fmt: skip
+def test_states_are_read_around_their_circles(rows, columns, bits, state_bits, dtype):
+    places = circle_length(rows, columns)
+    codes = torch.randint(2**bits, (rows * columns // places, places), generator=torch.Generator().manual_seed(2))
+    table = gaussian_code(bits, state_bits)
+    exact = from_circles(trellis_decode(codes, bits, table), rows).double()
+    out = poisoned(exact.shape, dtype)
+    assert trellis_rows(pack(codes, bits).to(DEVICE), bits, table.to(DEVICE), places, exact.shape, dtype, out) is out
+    assert_rounded(out, exact)
+
+
+# The interpreter multiplies bfloat16's bit patterns: github.com/triton-lang/triton/issues/11584.
+@compared
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if not INTERPRETED or dtype != torch.bfloat16], ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("count", "case"),
+    [
+        (1, (1, 1, 8, 8, 1, 0)), (5, (37, 5, 7, 4, 3, 0)), (77, (130, 20, 8, 8, 3, 0)), (130, (70, 19, 9, 8, 2, 0)),
+        (16, (64, 16, 5, 4, 4, 0)), (3, (5, 70, 4, 1, 1, 0)), (2, (9, 11, 12, 2, 1, 0)),
+    ],
+)  # fmt: skip
+def test_the_product_decodes_as_it_goes(count, case, biased, dtype):
+    packed, books, scale, exact = codebook_case(*case)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(count, exact.shape[1], generator=generator).to(dtype)
+    bias = torch.randn(len(exact), generator=generator).to(dtype) if biased else None
+    want = x.double() @ exact.T + (bias.double() if biased else 0)
+    got = codebook_linear(x.to(DEVICE), packed, case[2], books, scale, case[1], bias.to(DEVICE) if biased else None)
+    assert got.dtype == dtype
+    tolerance = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    assert float((got.double().cpu() - want).norm() / want.norm()) < tolerance
+
+
+def decoded(tensor, dtype=torch.float32):
+    """The weight of a QuantizedTensor by the kernels."""
+    arrays = {name: array.to(DEVICE) for name, array in tensor.tensors.items()}
+    shape, meta, codes, scale = tensor.shape, tensor.meta, arrays["codes"], arrays["scale"]
+    if tensor.format == "codebook":
+        size = meta["group_size"]
+        groups = groups_per_row(shape, size)
+        rows = codebook_rows(codes, meta["code_bits"], arrays["codebook"], scale, meta["scale_group"], groups, dtype)
+        return from_groups(rows.reshape(shape[0], groups, size), shape).cpu()
+    size = shape[0], row_length(shape)
+    if tensor.format == "affine":
+        rows = affine_rows(codes, meta["bits"], scale, arrays["offset"], meta["group_size"], dtype)
+        return from_rows(rows[:, : size[1]], shape).cpu()
+    table = gaussian_code(meta["bits"], meta["state_bits"]).to(DEVICE)
+    rows = trellis_rows(codes, meta["bits"], table, circle_length(*size), size)
+    return from_rows(unrotate(rows, meta["seed"]) * scale.float() + arrays["offset"].float(), shape).cpu()
+
+
+@compared
+@pytest.mark.parametrize("name", NAMES)
+def test_what_every_quantizer_stores_is_decoded_to_the_same(name):
+    quantized = parse(name).quantize(gaussian((5, 9, 3, 3)))
+    torch.testing.assert_close(decoded(quantized), quantized.dequantize(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a GPU's memory has no such pages")
+@pytest.mark.parametrize("bits", [3, 7, 8, 9])
+def test_nothing_behind_the_codes_is_read(bits):
+    """The codes end where the readable memory does: a byte more would end this process."""
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 2 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + page), page, 0) == 0
+    packed, books, scale, exact = codebook_case(3, 31, bits, 4, 1, 0)
+    last = torch.frombuffer(memory, dtype=torch.uint8, count=page)[page - packed.numel() :]
+    last.copy_(packed[0])
+    assert_rounded(codebook_rows(last[None], bits, books, scale, 0, 31, torch.float32), exact)
+    codebook_linear(torch.ones(2, 31 * 4), last[None], bits, books, scale, 31)
+    if bits <= 8:
+        affine_rows(last, bits, scale, scale, 31, torch.float32)
+    if bits <= 4:
+        trellis_rows(last, bits, gaussian_code(bits, 12), 93, (3, 31))
+
+
+def test_what_is_not_supported_is_said_in_words():
+    cpu = torch.device("cpu")
+    assert unsupported("codebook", cpu, torch.float64, 8, 64).startswith("torch.float64 is none of torch.float32")
+    assert unsupported("affine", cpu, torch.float16, 9, 64) == "codes of 9 bits, where affine takes 1 to 8"
+    assert unsupported("trellis", cpu, torch.float16, 5, 64) == "codes of 5 bits, where trellis takes 1 to 4"
+    assert unsupported("linear", cpu, torch.float16, 8, 2**30).startswith("1073741824 weights, where")
+    assert unsupported("codebook", torch.device("meta"), torch.float16, 8, 64) == (
+        "the weights are on meta, Triton needs cuda"
+    )
+    reason = None if INTERPRETED else "the weights are on cpu, Triton needs cuda"
+    assert unsupported("codebook", cpu, torch.float16, 8, 64) == reason
+
+
+@compiled
+@pytest.mark.skipif(VERSION < (3, 7), reason="its interpreter fails with new versions of numpy")
+def test_the_interpreter_agrees():
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rN", str(Path(__file__))]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(".") > 100, "comparisons, none of them skipped"
+
+
+def ahead_of_time(capability, found):
+    """What a launch does instead: compiles for a GPU of `capability`, runs nothing, and appends the result to `found`.
+
+    Like Triton's launch it takes pointers and multiples of 16 for aligned, and the number 1 for a constant.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    def run(self, *given, grid, warmup, **options):
+        values = dict(zip(self.arg_names, given, strict=False))
+        values |= {name: options.pop(name) for name in self.arg_names if name in options}
+        signature, constants, aligned = {}, {}, {}
+        for place, (param, value) in enumerate((param, values[param.name]) for param in self.params):
+            tensor = isinstance(value, torch.Tensor)
+            if param.is_constexpr or value is None or (not tensor and value == 1):
+                signature[param.name], constants[place,] = "constexpr", value
+            else:
+                signature[param.name] = POINTERS[value.dtype] if tensor else "i32"
+                if tensor or value % 16 == 0:
+                    aligned[place,] = [["tt.divisibility", 16]]
+        source = ASTSource(self, signature, constants, aligned)
+        found.append(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options))
+
+    return run
+
+
+POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8"}
+
+
+def launch(kind, bits, size, books, dtype):
+    """Launch a kernel for a 1280 x 1280 layer of zeros."""
+    codes = torch.zeros(books, packed_nbytes(1280 * 1280 // size, bits), dtype=torch.uint8)
+    codebooks, scale = torch.zeros(books, 2**bits, size).half(), torch.zeros(1280, 1).half()
+    if kind == "codebook":
+        codebook_rows(codes, bits, codebooks, scale, 0, 1280 // size, dtype)
+    elif kind == "affine":
+        affine_rows(codes[0], bits, scale, scale, 1280, dtype)
+    elif kind == "trellis":
+        trellis_rows(codes[0], bits, torch.zeros(2**12), 128, (1280, 1280), dtype)
+    else:
+        codebook_linear(torch.zeros(256, 1280, dtype=dtype), codes, bits, codebooks, scale, 1280 // size, scale[:, 0])
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("capability", "case"),
+    [
+        (90, ("codebook", 8, 8, 3, torch.bfloat16)), (90, ("codebook", 7, 8, 4, torch.float32)),
+        (90, ("codebook", 4, 1, 1, torch.float16)), (90, ("affine", 3, 1, 1, torch.bfloat16)),
+        (90, ("trellis", 3, 1, 1, torch.float32)), (90, ("linear", 8, 8, 3, torch.bfloat16)),
+        (89, ("linear", 8, 8, 8, torch.float32)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_kernels_compile_to_wide_stores_within_a_gpus_shared_memory(capability, case, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found = []
+    monkeypatch.setattr(triton.runtime.JITFunction, "run", ahead_of_time(capability, found))
+    launch(*case)
+    assert len(found) == 1, "one launch per layer"
+    assert "st.global.v4.b32" in found[0].asm["ptx"], "16 bytes at once"
+    assert found[0].metadata.shared <= 99 << 10, "what compute capabilities 8.6 and 8.9 have"
+
+
+@compiled
+def test_kernels_compile_for_a_layer_of_one_weight(monkeypatch, tmp_path):
+    """Every number is 1 and so a constant."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found = []
+    monkeypatch.setattr(triton.runtime.JITFunction, "run", ahead_of_time(90, found))
+    codes, one = torch.zeros(1, 1, dtype=torch.uint8), torch.ones(1, 1).half()
+    codebook_rows(codes, 8, torch.zeros(1, 256, 2).half(), one, 0, 1, torch.float16)
+    codebook_rows(codes, 4, torch.zeros(1, 16, 1).half(), one, 0, 1, torch.float16)
+    affine_rows(codes[0], 3, one, one, 1, torch.float16)
+    trellis_rows(codes[0], 3, torch.zeros(8), 1, (1, 1), torch.float16)
+    codebook_linear(torch.zeros(1, 2).half(), codes, 8, torch.zeros(1, 256, 2).half(), one, 1)
+    assert len(found) == 5
