@@ -7,8 +7,11 @@ with one warning that names the reason. O rows of n weights.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,12 +36,10 @@ def codebook_rows(
 
     ``scale * sum_m books[m, code]``; packed holds O * G codes of `bits` bits per codebook, G = `groups`.
     """
-    chosen = _way(codes, "" if run % books.shape[2] == 0 else f"runs of {run} weights end inside a code")
-    if chosen == "numba":
-        from sdvq_core.kernels import decode_numba
-
-        return decode_numba.codebook_rows(codes, bits, books, scale, run, groups, dtype)
-    return codebook_rows_reference(codes, bits, books, scale, run, groups, dtype)
+    layer = _Layer("codebook", codes, bits, dtype, len(scale) * groups * books.shape[2])
+    obstacle = f"runs of {run} weights end inside a code" if layer.way == "numba" and run % books.shape[2] else ""
+    found = layer.fast("codebook_rows", (codes, bits, books, scale, run, groups, dtype), obstacle)
+    return codebook_rows_reference(codes, bits, books, scale, run, groups, dtype) if found is None else found
 
 
 def codebook_rows_reference(
@@ -58,11 +59,9 @@ def affine_rows(codes: Tensor, bits: int, scale: Tensor, offset: Tensor, size: i
 
     ``offset + scale * code``.
     """
-    if _way(codes) == "numba":
-        from sdvq_core.kernels import decode_numba
-
-        return decode_numba.affine_rows(codes, bits, scale, offset, size).to(dtype)
-    return affine_rows_reference(codes, bits, scale, offset, size, dtype)
+    layer = _Layer("affine", codes, bits, dtype, scale.numel() * size)
+    found = layer.fast("affine_rows", (codes, bits, scale, offset, size, dtype))
+    return affine_rows_reference(codes, bits, scale, offset, size, dtype) if found is None else found
 
 
 def affine_rows_reference(
@@ -76,11 +75,9 @@ def affine_rows_reference(
 
 def trellis_rows(codes: Tensor, bits: int, table: Tensor, places: int, shape: tuple[int, int]) -> Tensor:
     """codes uint8 [packed] of circles of T = `places` codes, table [2^L] -> float32 of `shape` [O, n]."""
-    if _way(codes) == "numba":
-        from sdvq_core.kernels import decode_numba
-
-        return decode_numba.trellis_rows(codes, bits, table, places, shape)
-    return trellis_rows_reference(codes, bits, table, places, shape)
+    layer = _Layer("trellis", codes, bits, torch.float32, shape[0] * shape[1])
+    found = layer.fast("trellis_rows", (codes, bits, table, places, shape))
+    return trellis_rows_reference(codes, bits, table, places, shape) if found is None else found
 
 
 def trellis_rows_reference(codes: Tensor, bits: int, table: Tensor, places: int, shape: tuple[int, int]) -> Tensor:
@@ -89,15 +86,42 @@ def trellis_rows_reference(codes: Tensor, bits: int, table: Tensor, places: int,
     return trellis_decode(circles, bits, table).reshape(-1, shape[0]).T
 
 
-def _way(codes: Tensor, obstacle: str = "") -> str:
-    """The way for `codes`, or "torch" after a warning when something stands against the fast one."""
-    device = codes.device.type
-    if device not in WAYS or (not obstacle and way(codes.device) != "torch"):
-        return way(codes.device)
-    _warn(obstacle or f"{WAYS[device]} is not installed")
-    return "torch"
+@dataclass(frozen=True)
+class _Layer:
+    """What decides whether a fast way takes a layer's codes: format, device, width, dtype, number of weights."""
+
+    kind: str
+    codes: Tensor
+    bits: int
+    dtype: torch.dtype
+    weights: int
+
+    @property
+    def way(self) -> str:
+        return way(self.codes.device)
+
+    def fast(self, name: str, arguments: tuple[Any, ...], obstacle: str = "") -> Tensor | None:
+        """What function `name` of the fast way makes of `arguments`; None, after one warning, where it cannot."""
+        if self.codes.device.type not in WAYS:
+            return None
+        obstacle = obstacle or self._obstacle()
+        if obstacle:
+            _warn(obstacle)
+            return None
+        dense = (part.contiguous() if isinstance(part, Tensor) else part for part in arguments)
+        found: Tensor = getattr(import_module(f"sdvq_core.kernels.decode_{self.way}"), name)(*dense)
+        return found
+
+    def _obstacle(self) -> str:
+        if self.way == "torch":
+            return f"{WAYS[self.codes.device.type]} is not installed"
+        if self.way == "triton":
+            from sdvq_core.kernels.decode_triton import unsupported
+
+            return unsupported(self.kind, self.codes.device, self.dtype, self.bits, self.weights) or ""
+        return ""
 
 
 @cache
 def _warn(reason: str) -> None:
-    warnings.warn(f"weights are decoded by plain torch, which is slower: {reason}", stacklevel=4)
+    warnings.warn(f"weights are decoded by plain torch, which is slower: {reason}", stacklevel=5)

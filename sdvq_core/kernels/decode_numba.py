@@ -39,13 +39,13 @@ def codebook_rows(
     return out.view(dtype) if dtype in _ROOM else out.to(dtype)
 
 
-def affine_rows(codes: Tensor, bits: int, scale: Tensor, offset: Tensor, size: int) -> Tensor:
-    """codes uint8 [packed], scale and offset [O, S] for runs of `size` weights -> float32 [O, S * size]."""
+def affine_rows(codes: Tensor, bits: int, scale: Tensor, offset: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """codes uint8 [packed], scale and offset [O, S] for runs of `size` weights -> [O, S * size]."""
     out = torch.empty(len(scale), scale.shape[1] * size)
     packed = pad(codes, (0, _AHEAD)).numpy()
     factors, starts = scale.float().contiguous().numpy(), offset.float().contiguous().numpy()
     _in_rows(lambda part: (packed, bits, factors, starts, out.numpy(), part), _affine, out)
-    return out
+    return out.to(dtype)
 
 
 def trellis_rows(codes: Tensor, bits: int, table: Tensor, places: int, shape: tuple[int, int]) -> Tensor:

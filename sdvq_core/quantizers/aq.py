@@ -87,7 +87,7 @@ def least_squares(points: Tensor, codes: Tensor, mass: Tensor, books: Tensor) ->
     old = books.reshape(len(gram), -1).double()
     eye = torch.eye(len(gram), dtype=torch.float64, device=points.device)
     solved: Tensor = torch.linalg.solve(gram + ridge * eye, target + ridge * old)  # pulled towards where they were
-    return solved.float().reshape(books.shape)
+    return solved.float().contiguous().reshape(books.shape)  # a solver answers column by column
 
 
 def padded_moment(moment: Tensor, shape: Sequence[int], d: int) -> Tensor:

@@ -64,8 +64,8 @@ def test_affine_codes_by_kernel_by_reference_and_by_definition(bits, rows, runs,
     plain = codes(rows * runs * size, bits, seed)
     scale, offset = normal(rows, runs, seed=seed), normal(rows, runs, seed=seed + 1)
     wanted = plain.reshape(rows, runs, size) * scale.double()[..., None] + offset.double()[..., None]
-    case = (pack(plain, bits), bits, scale, offset, size)
-    reference = decode.affine_rows_reference(*case, torch.float32)
+    case = (pack(plain, bits), bits, scale, offset, size, torch.float32)
+    reference = decode.affine_rows_reference(*case)
     torch.testing.assert_close(reference.double(), wanted.reshape(rows, -1), rtol=1e-6, atol=1e-6)
     assert torch.equal(numba.affine_rows(*case), reference)
 
