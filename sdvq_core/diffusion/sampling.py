@@ -19,6 +19,7 @@ from sdvq_core.diffusion.decoding import decode, preview
 from sdvq_core.diffusion.text import Conditioning, encode_prompts, prompt_notice
 from sdvq_core.errors import ConfigError, SdvqError
 from sdvq_core.jobs import Sampling
+from sdvq_core.nn import PromptCache
 
 __all__ = ["SampleStep", "decode", "preview", "prompt_notice", "sample", "sample_batch", "start_noise"]
 
@@ -50,10 +51,11 @@ def sample_batch(base: BaseModel, unet: nn.Module, samplings: Sequence[Sampling]
         scheduler.set_begin_index(0)
     latents = noise * scheduler.init_noise_sigma
     extra = base.pipe.prepare_extra_step_kwargs(generators, 0.0)
-    total = len(scheduler.timesteps)
+    total, cache = len(scheduler.timesteps), PromptCache(unet)
     for number, time in enumerate(scheduler.timesteps, start=1):
         scaled = scheduler.scale_model_input(latents, time)
-        prediction = _predict(unet, scaled.to(base.dtype), time, words, guidance)
+        with cache:
+            prediction = _predict(unet, scaled.to(base.dtype), time, words, guidance)
         result = scheduler.step(prediction, time, latents, **extra)
         latents = result.prev_sample
         _check(latents, unet, number, total)

@@ -18,6 +18,8 @@ from sdvq_core.diffusion.sampling import SampleStep, sample, sample_batch, start
 from sdvq_core.diffusion.text import prompt_notice
 from sdvq_core.errors import ConfigError, SdvqError
 from sdvq_core.jobs import Sampling
+from sdvq_core.nn import QuantizedLinear, set_mode, swap_layer
+from sdvq_core.quantizers import parse
 
 SAMPLING = Sampling("a red frog", seed=7, steps=4, guidance=5.0)
 
@@ -197,3 +199,61 @@ def test_a_long_prompt_leaves_the_terminal_alone(tiny_base: BaseModel, capfd: py
     assert prompt_notice(tiny_base, long.prompt)
     last(tiny_base, tiny_base.unet, long)
     assert capfd.readouterr() == ("", "")
+
+
+PROMPT_LAYERS = ("attn2.to_k", "attn2.to_v")
+
+
+def compressed(base: BaseModel) -> nn.Module:
+    """A copy of the UNet with its cross-attention rounded to 4 bits, decoded in every forward."""
+    unet = copy.deepcopy(base.unet)
+    for name, layer in list(unet.named_modules()):
+        if name.endswith(PROMPT_LAYERS):
+            swap_layer(unet, name, parse("rtn").quantize(layer.weight))
+    set_mode(unet, "streaming")
+    return unet
+
+
+@pytest.mark.parametrize("kind", ["fp16", "streaming"])
+def test_keys_and_values_of_the_prompt_are_computed_once(
+    tiny_base: BaseModel, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet = tiny_base.unet if kind == "fp16" else compressed(tiny_base)
+    layer_type: Any = nn.Linear if kind == "fp16" else QuantizedLinear
+    layers = {layer for name, layer in unet.named_modules() if name.endswith(PROMPT_LAYERS)}
+    calls: list[nn.Module] = []
+    forward = layer_type.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(layer_type, "forward", lambda layer, *inputs: (calls.append(layer), forward(layer, *inputs))[1])
+        found = last(tiny_base, unet, SAMPLING).latents
+        assert [calls.count(layer) for layer in layers] == [1] * len(layers)
+        patch.setattr("sdvq_core.nn.prompt_cache._is_plain", lambda layer: False)
+        calls.clear()
+        without = last(tiny_base, unet, SAMPLING).latents
+        assert [calls.count(layer) for layer in layers] == [SAMPLING.steps] * len(layers)
+    assert torch.equal(found, without)
+
+
+def test_a_hook_sees_every_step(tiny_base: BaseModel) -> None:
+    seen: list[Tensor] = []
+    name = next(name for name, _ in tiny_base.unet.named_modules() if name.endswith(PROMPT_LAYERS))
+    hook = tiny_base.unet.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    last(tiny_base, tiny_base.unet, SAMPLING)
+    hook.remove()
+    assert len(seen) == SAMPLING.steps
+
+
+def test_nothing_stays_on_the_model_between_steps_or_after_a_failure(tiny_base: BaseModel) -> None:
+    run = sample(tiny_base, tiny_base.unet, SAMPLING)
+    next(run)
+    assert not own_forwards(tiny_base.unet)
+    run.close()  # type: ignore[attr-defined]
+    broken = copy.deepcopy(tiny_base.unet)
+    broken.conv_out.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        last(tiny_base, broken, SAMPLING)
+    assert not own_forwards(broken)
+
+
+def own_forwards(unet: nn.Module) -> list[str]:
+    return [name for name, layer in unet.named_modules() if "forward" in layer.__dict__]
