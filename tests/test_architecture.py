@@ -39,7 +39,7 @@ TABLE = (
     ("formats", "kmeans", "ledger", "metrics", "plots", "presets"),
     ("summaries",),
     ("kernels", "qtensor", "jobs"),
-    ("bitpack", "grouping", "knobs", "records"),
+    ("bitpack", "grouping", "knobs", "memory", "records"),
     ("errors", "naming", "version"),
 )
 LEVEL = {room: len(TABLE) - depth for depth, rooms in enumerate(TABLE) for room in rooms}

@@ -5,20 +5,18 @@ SDXL's largest convolution has 23040 columns: 2.1 GB in float32. All its distinc
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from sdvq_core.calibration.sharing import SharedInput
 from sdvq_core.errors import ConfigError
+from sdvq_core.memory import free_nbytes
 from sdvq_core.store import BlockLayout
 from sdvq_core.store.block_diagonal import layouts
 
 _HEADROOM = 0.5  # share of the free memory that stays free, for activations and whatever else runs
-_FALLBACK_NBYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,7 @@ class Gathering:
 
 def default_budget(device: torch.device) -> int:
     """Bytes for second moments on `device`: half of what is free."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_nbytes()
-    return int(free * _HEADROOM)
+    return int(free_nbytes(device) * _HEADROOM)
 
 
 def split_passes(sources: Sequence[SharedInput], budget: int) -> list[list[Gathering]]:
@@ -59,15 +56,3 @@ def _layout(source: SharedInput, budget: int) -> BlockLayout:
             f"{source.layers[0]}, got {budget}"
         )
     return fitting
-
-
-def _free_nbytes() -> int:
-    """Memory that the system could hand out now."""
-    try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        names = getattr(os, "sysconf_names", {})
-        if "SC_AVPHYS_PAGES" in names:
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return _FALLBACK_NBYTES
