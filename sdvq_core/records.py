@@ -85,6 +85,31 @@ class Ledger:
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """How a UNet keeps its weights in memory, and what they take there (not on disk: that is the ledger's).
+
+    mode: "resident", weights as the layers compute with them, as float UNets always have them; or "streaming", codes
+    that are decoded in every step. nbytes: codes and what stays in floats, and decoded weights where they are kept.
+    decoded_nbytes: of those, decoded weights. scratch_nbytes: beside those, the largest weight that is decoded and
+    dropped in a step.
+    """
+
+    mode: str
+    nbytes: int
+    decoded_nbytes: int = 0
+    scratch_nbytes: int = 0
+
+    @property
+    def decoding(self) -> str:
+        """When weights are decoded, in words; empty for float weights."""
+        return "decoded in every step" if self.mode == "streaming" else "decoded once" if self.decoded_nbytes else ""
+
+    def to_json(self) -> dict[str, int]:
+        """The bytes; `mode` stands beside them."""
+        return {"weights": self.nbytes, "decoded": self.decoded_nbytes, "scratch": self.scratch_nbytes}
+
+
+@dataclass(frozen=True)
 class LayerRecord:
     """One line of the layer table. relative_mse = |Wq - W|^2 / |W|^2; relative_output_mse needs calibration."""
 

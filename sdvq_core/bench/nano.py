@@ -20,7 +20,6 @@ from sdvq_core.diffusion.sampling import sample
 from sdvq_core.engine import Engine
 from sdvq_core.integrations.loading import load_artifact
 from sdvq_core.jobs import Sampling
-from sdvq_core.nn import set_mode
 
 _ARM, _ROUNDS = "rvq:bits=3", 15
 
@@ -36,8 +35,7 @@ def _models() -> Iterator[tuple[Engine, dict[str, Any]]]:
         assert path is not None
         models = {"fp16": base.unet}
         for mode in ("resident", "streaming"):
-            models[f"{_ARM}, {mode}"] = load_artifact(path, base.device, base.dtype)
-            set_mode(models[f"{_ARM}, {mode}"], mode)
+            models[f"{_ARM}, {mode}"] = load_artifact(path, base.device, base.dtype, mode)
         yield engine, models
 
 
@@ -62,8 +60,10 @@ def load() -> Iterator[Row]:
         original = Path(engine.base("nano").source.location) / "unet"
         cases = {
             "fp16": lambda: UNet2DConditionModel.from_pretrained(original),
-            f"{_ARM}, streaming": lambda: load_artifact(path, torch.device("cpu"), torch.float32),
-            f"{_ARM}, decoded once": lambda: _call(load_artifact(path, torch.device("cpu"), torch.float32), inputs),
+            f"{_ARM}, streaming": lambda: load_artifact(path, torch.device("cpu"), torch.float32, "streaming"),
+            f"{_ARM}, decoded once": lambda: _call(
+                load_artifact(path, torch.device("cpu"), torch.float32, "resident"), inputs
+            ),
         }
         yield from rows("load", in_turns(cases, 5), "fp16")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from sdvq_core.errors import LayerError, StoreError
-from sdvq_core.nn import set_mode, swap_layer
+from sdvq_core.nn import check_mode, make_ready, swap_layer
 from sdvq_core.store import Artifact, is_artifact, read_artifact
 
+log = logging.getLogger(__name__)
 
-def build_unet(artifact: Artifact, dtype: torch.dtype = torch.float32, mode: str = "resident") -> UNet2DConditionModel:
+
+def build_unet(artifact: Artifact, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
     """The UNet of `artifact`, on the CPU, in evaluation mode; what is kept is computed with in `dtype`."""
     try:
         with torch.device("meta"):
@@ -29,21 +32,26 @@ def build_unet(artifact: Artifact, dtype: torch.dtype = torch.float32, mode: str
         raise StoreError(
             f"the artifact does not fit its own config: {(absent + unexpected)[0]} is missing or not expected"
         )
-    set_mode(unet, mode)
     return unet.eval().requires_grad_(False)
 
 
 def load_artifact(
-    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, mode: str = "resident"
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, mode: str = "auto"
 ) -> UNet2DConditionModel:
     """The compressed UNet in `folder`, ready for `StableDiffusionXLPipeline(unet=…)`; StoreError if it is not sound.
 
-    mode: "resident" decodes each weight once, "streaming" in every forward.
+    mode: "resident" decodes each weight once, now; "streaming" in every forward; "auto" is resident where `device` has
+    the memory. Out of memory while decoding is a warning, and streaming.
     """
+    check_mode(mode)
     path = Path(folder)
     if not is_artifact(path):
         raise StoreError(f"{path} is not an SDVQ artifact; pass a folder made by `python -m sdvq_core compress`")
-    return build_unet(read_artifact(path), dtype, mode).to(device)
+    unet = build_unet(read_artifact(path), dtype).to(device)
+    reason = make_ready(unet, mode, dtype)
+    if reason is not None:
+        log.warning("%s: %s", path, reason)
+    return unet
 
 
 def _cast(kept: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
