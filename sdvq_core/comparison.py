@@ -24,6 +24,7 @@ from sdvq_core.jobs import (
 )
 from sdvq_core.judges import find_judge
 from sdvq_core.production import versions
+from sdvq_core.records import Footprint
 from sdvq_core.store.images import write_png
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class _Sample:
     latents: Tensor
     image: Image.Image
     seconds: float
+    footprint: Footprint
 
 
 class Comparer:
@@ -88,6 +90,7 @@ class Comparer:
             sample.seconds,
             self.engine.ledger(job.model, arm) if report is None else report.ledger,
             _scores(job, sample, reference),
+            sample.footprint,
             report,
             cached and report is not None,
             None if report is None else 0.0 if cached else seconds,
@@ -110,7 +113,9 @@ class Comparer:
             clock = time.monotonic()
         image = decode(base, step.latents)[0]
         seconds += time.monotonic() - clock
-        self._samples[self._key(job, arm)] = _Sample(step.latents, image, seconds)
+        self._samples[self._key(job, arm)] = _Sample(
+            step.latents, image, seconds, self.engine.footprint(job.model, arm)
+        )
         while len(self._samples) > _REMEMBERED:
             self._samples.popitem(last=False)
 

@@ -15,10 +15,11 @@ from sdvq_core.arms import REFERENCE, Arm
 from sdvq_core.diffusion.sources import Source, at_hand, find_source
 from sdvq_core.errors import StoreError
 from sdvq_core.jobs import Notice, Progress
+from sdvq_core.nn import footprint, make_ready
 from sdvq_core.peers import Peer, make_peer, peer_ledger
 from sdvq_core.plan import CompressionPlan, Rule
 from sdvq_core.production import Order, produce, recipe_digest
-from sdvq_core.records import BaseInfo, Ledger, Report
+from sdvq_core.records import BaseInfo, Footprint, Ledger, Report
 from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import (
     Artifact,
@@ -42,14 +43,18 @@ _UNETS = 6  # compressed UNets kept in memory for the nano tier; one for the SDX
 class Engine:
     """Loads, compresses and keeps models. data: folder of caches; device: auto, cpu or cuda.
 
-    calibration: what the user decides about it, for every arm.
+    calibration: what the user decides about it, for every arm. mode: how compressed weights are kept in memory, auto,
+    resident or streaming; it changes no number.
     """
 
-    def __init__(self, data: Path, device: str = "auto", calibration: Calibration = DEFAULT) -> None:
-        self.data, self.device, self.calibration = data, device, calibration
+    def __init__(
+        self, data: Path, device: str = "auto", calibration: Calibration = DEFAULT, mode: str = "auto"
+    ) -> None:
+        self.data, self.device, self.calibration, self.mode = data, device, calibration, mode
         self.store = ModelStore(data / "artifacts")
         self._base: BaseModel | None = None
         self._unets: OrderedDict[str, nn.Module] = OrderedDict()
+        self._short: dict[str, str] = {}  # why a UNet is not kept in memory as was asked, until it is told
         self._solved: dict[tuple[str, Target], tuple[Rule, ...]] = {}
         self._peers: dict[str, Report] = {}  # of what other libraries made of the base model, by arm
 
@@ -151,8 +156,15 @@ class Engine:
         original: nn.Module = base.unet
         return original
 
+    def footprint(self, model: str, arm: Arm) -> Footprint:
+        """How the UNet of `arm` keeps its weights in memory, and what they take there; loads it where need be."""
+        return footprint(self.unet(model, arm))
+
     def ready(self, model: str, arm: Arm) -> Iterator[Progress | Notice]:
-        """Progress until `unet` is in memory; a cached artifact that turns out to be damaged is made once more."""
+        """Progress until `unet` is in memory; a cached artifact that turns out to be damaged is made once more.
+
+        A notice says when memory was too short for the mode that was asked for.
+        """
         if arm.peer is not None and self.report(model, arm) is None:
             yield Progress("compress", arm.word, 0, 1, f"quantizing with {arm.peer.package}")
         if arm.compresses:
@@ -164,6 +176,10 @@ class Engine:
                 raise
             self.store.drop(self._key(model, arm, self.plan(model, arm)))
             yield from self._made(model, arm)
+            self.unet(model, arm)
+        reason = self._short.pop(str(self.cached(model, arm)), None)
+        if reason is not None:
+            yield Notice(f"{arm.word}: {reason}")
 
     def _made(self, model: str, arm: Arm) -> Iterator[Progress | Notice]:
         return (event for event in self.compress(model, arm) if not isinstance(event, Path))
@@ -202,11 +218,11 @@ class Engine:
         return presets.prompts(source.tier)
 
     def _kept(self, base: BaseModel, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-        """What is in memory under `name`, or what `make` gives; the eldest go."""
+        """What is in memory under `name`, or what `make` gives; the eldest go first, to make room for it."""
         if name not in self._unets:
-            self._unets[name] = make()
-            while len(self._unets) > (_UNETS if base.source.tier == "nano" else 1):
+            while len(self._unets) >= (_UNETS if base.source.tier == "nano" else 1):
                 self._unets.popitem(last=False)
+            self._unets[name] = make()
         self._unets.move_to_end(name)
         return self._unets[name]
 
@@ -214,7 +230,10 @@ class Engine:
         from sdvq_core.integrations.loading import load_artifact
 
         self._check_base(folder, base.source.name)
-        found: nn.Module = load_artifact(folder, base.device, base.dtype)
+        found: nn.Module = load_artifact(folder, base.device, base.dtype, "streaming")
+        reason = make_ready(found, self.mode, base.dtype)
+        if reason is not None:
+            self._short[str(folder)] = reason
         return found
 
     def _make_peer(self, base: BaseModel, peer: Peer) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from sdvq_core.errors import ConfigError
-from sdvq_core.records import Ledger, Report
+from sdvq_core.records import Footprint, Ledger, Report
 
 MAX_STEPS, MAX_GUIDANCE, MAX_SEED, MAX_ARMS = 150, 30.0, 2**32 - 1, 8
 
@@ -108,7 +108,8 @@ class ArmResult:
     """One finished arm: its image as a lossless PNG file, what it cost, and how far it is from the first arm.
 
     arm: as the user wrote it. label: for people. seconds: sampling and decoding. compress_seconds: None for fp16;
-    0 when it came from the cache. report: the compressed model's report card, None for fp16.
+    0 when it came from the cache. footprint: how the weights were kept in memory while the image was drawn. report: the
+    compressed model's report card, None for fp16.
     """
 
     arm: str
@@ -118,6 +119,7 @@ class ArmResult:
     seconds: float
     ledger: Ledger
     scores: Scores
+    footprint: Footprint
     report: Report | None = None
     cached: bool = False
     compress_seconds: float | None = None
@@ -132,6 +134,8 @@ class ArmResult:
             **scores,
             "cached": self.cached,
             "compress_seconds": self.compress_seconds,
+            "mode": self.footprint.mode,
+            "memory": self.footprint.to_json(),
         }
 
 

@@ -33,6 +33,7 @@ from sdvq_core.jobs import (
     Sampling,
 )
 from sdvq_core.needs import needs
+from sdvq_core.nn import check_mode
 from sdvq_core.peers import PeerInfo
 from sdvq_core.peers import catalogue as peer_catalogue
 from sdvq_core.production import versions
@@ -56,13 +57,22 @@ def data_folder() -> Path:
 
 
 class Workbench:
-    """Models, quantizers, estimates, compression, comparison. data: folder of caches; device: auto, cpu or cuda."""
+    """Models, quantizers, estimates, compression, comparison. data: folder of caches; device: auto, cpu or cuda.
 
-    def __init__(self, data: Path | None = None, device: str = "auto", calibration: Calibration = DEFAULT) -> None:
+    mode: how compressed weights are kept in memory: resident (decoded once), streaming (decoded in every step) or auto.
+    """
+
+    def __init__(
+        self,
+        data: Path | None = None,
+        device: str = "auto",
+        calibration: Calibration = DEFAULT,
+        mode: str = "auto",
+    ) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}")
         self.data = data or data_folder()
-        self.engine = Engine(self.data, device, calibration)
+        self.engine = Engine(self.data, device, calibration, check_mode(mode))
         self._comparer = Comparer(self.engine)
 
     def warm_up(self) -> None:

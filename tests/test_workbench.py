@@ -7,12 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from sdvq_core import Workbench, load_artifact
+from sdvq_core import engine as engine_room
 from sdvq_core.arms import parse_arm
+from sdvq_core.diffusion.sampling import sample
 from sdvq_core.errors import ConfigError, SdvqError, StoreError
-from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, Preview, Progress, Sampling
+from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, Notice, Preview, Progress, Sampling
+from sdvq_core.nn import modes
+from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.records import Report
 from sdvq_core.summaries import EvaluateJob, EvaluateResult
 
@@ -222,3 +227,72 @@ def test_looking_at_a_model_that_is_not_at_hand_downloads_nothing(workbench, mon
     assert workbench.report("sdxl", "rvq:bits=3") is None
     assert workbench.report("sdxl", "aq:bits=2.6") is None
     assert workbench.estimate("sdxl", "rvq:bits=3").ledger.weights == 2_567_463_684
+
+
+@pytest.mark.parametrize("arms", [ARMS, pytest.param(("fp16", "tcq:bits=3", "rvq:bits=3"), marks=pytest.mark.slow)])
+def test_both_modes_draw_the_same_to_the_bit_and_say_which_they_are(model, tmp_path, arms):
+    found = {}
+    for mode in ("resident", "streaming"):
+        workbench = Workbench(tmp_path / "data", "cpu", mode=mode)
+        _, results = _compare(workbench, model, arms)
+        found[mode] = workbench, results
+        assert [result.footprint.mode for result in results] == ["resident", mode, mode]
+        assert [result.to_json()["mode"] for result in results] == ["resident", mode, mode]
+    for word in arms:
+        one, two = (
+            list(sample(workbench.engine.base(model), workbench.engine.unet(model, parse_arm(word)), SAMPLING))[-1]
+            for workbench, _ in found.values()
+        )
+        assert torch.equal(one.latents, two.latents), word
+    for once, every in zip(*(results for _, results in found.values()), strict=True):
+        assert once.path.read_bytes() == every.path.read_bytes()
+        memory = once.to_json()["memory"]
+        assert memory["weights"] - memory["decoded"] == every.to_json()["memory"]["weights"]
+
+
+def memory_notices(events: list) -> list[str]:
+    return [event.text for event in events if isinstance(event, Notice) and "memory" in event.text]
+
+
+def test_without_room_auto_is_streaming_and_nobody_is_bothered(workbench, model, monkeypatch):
+    monkeypatch.setattr(modes, "free_nbytes", lambda device: 1000)
+    events, (_, arm) = _compare(workbench, model, ARMS[:2])
+    assert arm.footprint.mode == "streaming"
+    assert memory_notices(events) == []
+
+
+@pytest.mark.parametrize("mode", ["auto", "resident"])
+def test_out_of_memory_is_one_notice_and_an_image(model, tmp_path, monkeypatch, mode):
+    _, (_, wanted) = _compare(Workbench(tmp_path / "data", "cpu"), model, ARMS[:2])
+    workbench, decode, broken = Workbench(tmp_path / "data", "cpu", mode=mode), QuantizedTensor.dequantize, [True]
+
+    def fail_once(*words):
+        if broken:
+            broken.clear()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return decode(*words)
+
+    monkeypatch.setattr(QuantizedTensor, "dequantize", fail_once)
+    events, (_, arm) = _compare(workbench, model, ARMS[:2])
+    again, _ = _compare(workbench, model, ARMS[:2], replace(SAMPLING, seed=4))
+    (notice,) = memory_notices([*events, *again])
+    assert notice.startswith("rtn:bits=4: memory ran out")
+    assert "Tried to allocate 2.00 GiB" in notice
+    assert arm.footprint.mode == "streaming"
+    assert arm.path.read_bytes() == wanted.path.read_bytes()
+
+
+def test_the_eldest_unet_goes_before_the_next_is_loaded(workbench, model, monkeypatch):
+    monkeypatch.setattr(engine_room, "_UNETS", 1)
+    held = []
+    make_ready = engine_room.make_ready
+    monkeypatch.setattr(
+        engine_room, "make_ready", lambda *words: (held.append(len(workbench.engine._unets)), make_ready(*words))[1]
+    )
+    _compare(workbench, model, ("fp16", "rtn:bits=4", "rtn:bits=3"))
+    assert held == [0, 0]
+
+
+def test_a_mode_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="mode must be one of auto, resident, streaming, got 'fast'"):
+        Workbench(tmp_path, "cpu", mode="fast")

@@ -51,6 +51,7 @@ class Board:
             label=result.label,
             alt=f"{self.jobs[row].sampling.prompt or 'no prompt'} — {result.label}, seed {seed}",
             note=wording.made(result),
+            memory=wording.memory(result.footprint),
             scores=[list(pair) for pair in wording.scores(result.scores)],
             **_size(result.ledger),
         )
@@ -82,6 +83,7 @@ def _waiting(estimate: Estimate, job: CompareJob) -> dict[str, Any]:
         "url": "",
         "alt": "",
         "note": "waiting",
+        "memory": "",
         "scores": [],
         "file": f"{_slug(estimate.arm)}-seed{job.sampling.seed}.png",
         **_size(estimate.ledger),

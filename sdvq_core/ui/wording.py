@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from sdvq_core.jobs import ArmResult, Progress, Scores
-from sdvq_core.records import Ledger
+from sdvq_core.records import Footprint, Ledger
 from sdvq_core.summaries import Spread
 
 NONE, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
@@ -85,6 +85,12 @@ def made(result: ArmResult) -> str:
     if result.cached:
         return f"{text} · weights from cache"
     return f"{text} · compressed in {seconds(result.compress_seconds)}" if result.compress_seconds else text
+
+
+def memory(footprint: Footprint) -> str:
+    """How the weights were kept in memory, and what they took there."""
+    rest = f", {footprint.decoding}" if footprint.decoding else ""
+    return f"{footprint.mode}: {size(footprint.nbytes)} of weights in memory{rest}"
 
 
 def progress(event: Progress) -> tuple[str, str]:

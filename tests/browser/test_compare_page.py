@@ -49,6 +49,14 @@ def transforms(page: Any) -> list[str]:
     return [image.evaluate("image => getComputedStyle(image).transform") for image in pictures(page)]
 
 
+def test_every_picture_says_how_its_weights_are_kept(page: Any) -> None:
+    first, *others = page.locator(".cv-figure .cv-memory").all_inner_texts()
+    assert re.fullmatch(r"resident: [\d.]+ MB of weights in memory", first)
+    assert len(others) == 2
+    for text in others:
+        assert re.fullmatch(r"(resident|streaming): [\d.]+ MB of weights in memory, decoded (once|in every step)", text)
+
+
 def test_first_visit_is_quiet_and_says_what_to_do(app: App, chromium: Any) -> None:
     watched = visit(chromium, app.url)
     page = watched.page

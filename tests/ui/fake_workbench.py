@@ -35,7 +35,7 @@ from sdvq_core.jobs import (
 )
 from sdvq_core.peers import PeerInfo
 from sdvq_core.quantizers.base import QuantizerInfo, catalogue, parse
-from sdvq_core.records import BaseInfo, LayerRecord, Ledger, Report
+from sdvq_core.records import BaseInfo, Footprint, LayerRecord, Ledger, Report
 from sdvq_core.results import Results
 
 WEIGHTS = 12_000_000
@@ -156,7 +156,7 @@ class FakeWorkbench:
         scores = Scores(0.0, math.inf, 1.0, None, 0.31) if first else Scores(0.034, 24.31, 0.912, None, 0.3)
         report = None if arm == "fp16" else self._report(arm)
         return ArmResult(
-            arm, self._label(arm), picture, path, 2.34, self._ledger(arm), scores, report,
+            arm, self._label(arm), picture, path, 2.34, self._ledger(arm), scores, self._footprint(arm), report,
             cached=not fresh and report is not None,
             compress_seconds=None if report is None else 11.2 if fresh else 0.0,
         )  # fmt: skip
@@ -194,6 +194,10 @@ class FakeWorkbench:
         codes = int(packed * self._bits(arm) / 8)
         parts = {"codes": codes, "codebooks": 60_000, "scales": 90_000, "kept": kept}
         return Ledger(WEIGHTS, packed, parts, codes + 950_900 + kept)
+
+    def _footprint(self, arm: str) -> Footprint:
+        stored = 2 * self._ledger(arm).parts["kept"] + self._ledger(arm).tensor_bytes - self._ledger(arm).parts["kept"]
+        return Footprint("resident" if arm == "fp16" else "streaming", stored)
 
     def _report(self, arm: str) -> Report:
         layers = tuple(self._layers(arm))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import ArmResult, Progress, Scores
-from sdvq_core.records import Ledger
+from sdvq_core.records import Footprint, Ledger
 from sdvq_core.ui import wording
 from sdvq_core.ui.board import PREVIEW_SIDE, data_url
 from sdvq_core.ui.run import Frame, Run
@@ -35,6 +35,8 @@ def test_last_frame_has_every_arm_with_its_file_and_figures() -> None:
     assert [cell["arm"] for cell in cells] == ["fp16", "rtn:bits=4", "rvq:bits=3"]
     assert all(cell["state"] == "done" and cell["url"].startswith("file=") and cell["alt"] for cell in cells)
     assert cells[1]["scores"][:2] == [["PSNR", "24.3 dB"], ["SSIM", "0.912"]]
+    assert cells[0]["memory"] == "resident: 48.0 MB of weights in memory"
+    assert cells[1]["memory"] == "streaming: 7.91 MB of weights in memory, decoded in every step"
     assert cells[0]["ratio"] == f"1.0{wording.TIMES}"
     assert (last.status["state"], last.running) == ("done", False)
     assert last.finished == ("nano", ("rtn:bits=4", "rvq:bits=3"))
@@ -43,7 +45,7 @@ def test_last_frame_has_every_arm_with_its_file_and_figures() -> None:
 def test_sizes_are_shown_before_any_picture() -> None:
     first = next(run().frames())
     cells = first.view["rows"][0]["cells"]  # type: ignore[index]
-    assert all(cell["state"] == "waiting" and cell["bits"] and not cell["url"] for cell in cells)
+    assert all(cell["state"] == "waiting" and cell["bits"] and not cell["url"] + cell["memory"] for cell in cells)
 
 
 def test_frames_are_values_that_later_events_do_not_change() -> None:
@@ -127,9 +129,15 @@ def test_progress_names_stage_layer_and_time_left() -> None:
 def test_image_time_says_where_the_weights_came_from(tmp_path: Path) -> None:
     ledger = Ledger(1, 0, {"kept": 2}, 2)
     image = Image.new("RGB", (2, 2))
-    fresh = ArmResult("a", "A", image, tmp_path, 2.0, ledger, Scores(), None, False, 11.0)
+    fresh = ArmResult("a", "A", image, tmp_path, 2.0, ledger, Scores(), Footprint("resident", 4), None, False, 11.0)
     assert wording.made(fresh) == "image in 2 s · compressed in 11 s"
     assert "cache" in wording.made(replace(fresh, cached=True))
+
+
+def test_words_for_memory() -> None:
+    assert wording.memory(Footprint("resident", 131_000_000)) == "resident: 131 MB of weights in memory"
+    once = wording.memory(Footprint("resident", 131_000_000, 90_000_000))
+    assert once == "resident: 131 MB of weights in memory, decoded once"
 
 
 def _collect(work: Run, frames: list[Frame]) -> list[Frame]:

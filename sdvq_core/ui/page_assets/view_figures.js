@@ -16,7 +16,7 @@ function buildCaption() {
   head.append(make('span', 'cv-digit'), make('strong', 'cv-label'), make('span', 'cv-badge', 'reference'), save);
   const size = make('div', 'cv-size');
   size.append(make('b', 'cv-bytes'), make('span', 'cv-bits'), make('span', 'cv-ratio'));
-  caption.append(head, size, make('dl', 'cv-scores'), make('div', 'cv-note'));
+  caption.append(head, size, make('dl', 'cv-scores'), make('div', 'cv-note'), make('div', 'cv-memory'));
   return caption;
 }
 
@@ -29,6 +29,7 @@ function drawCaption(caption, cell, index) {
   setText(find('.cv-bits', caption), `${cell.bits} bits/weight`);
   setText(find('.cv-ratio', caption), cell.ratio);
   setText(find('.cv-note', caption), cell.note);
+  setText(find('.cv-memory', caption), cell.memory);
   const save = find('.cv-save', caption);
   save.hidden = cell.state !== 'done';
   if (cell.state === 'done') { save.href = cell.url; save.download = cell.file; save.title = `Save ${cell.file}`; }
