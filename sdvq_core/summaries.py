@@ -101,7 +101,8 @@ class ArmSummary:
 
     fork_rate: share of images whose RMS distance to the reference is more than half of what another seed gives.
     latent_interval: 95 % interval of the median latent error. frechet, cmmd: distances of the arm's set of images to
-    the reference's on the judge's embeddings. timesteps, pairs: empty for the reference itself.
+    the reference's on the judge's embeddings. timesteps, pairs: empty for the reference itself. mode: how the weights
+    were kept in memory while its images were drawn, which `seconds` depends on and nothing else; None if not noted.
     """
 
     arm: str
@@ -115,6 +116,7 @@ class ArmSummary:
     cmmd: float | None = None
     timesteps: StepErrors | None = None
     pairs: tuple[ImagePair, ...] = ()
+    mode: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         interval = self.latent_interval
@@ -130,6 +132,7 @@ class ArmSummary:
             "cmmd": self.cmmd,
             "timesteps": None if self.timesteps is None else self.timesteps.to_json(),
             "pairs": [pair.to_json() for pair in self.pairs],
+            "mode": self.mode,
         }
 
     @classmethod
@@ -150,6 +153,7 @@ class ArmSummary:
                 _number(data.get("frechet")),
                 _number(data.get("cmmd")),
                 None if steps is None else StepErrors.from_json(steps),
+                mode=None if data.get("mode") is None else str(data["mode"]),
             )
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise StoreError(f"this is not an arm of a results.json ({error!r}); run evaluate again") from None

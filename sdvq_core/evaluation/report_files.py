@@ -20,6 +20,7 @@ SINGLE: dict[str, Callable[[ArmSummary], object]] = {
     "cmmd": lambda arm: arm.cmmd,
     "fork_rate": lambda arm: arm.fork_rate,
     "seconds": lambda arm: arm.seconds,
+    "mode": lambda arm: arm.mode,
 }
 
 

@@ -77,8 +77,9 @@ def _subject(bench: Bench, arm: Arm) -> Subject:
 
 
 def _unet(engine: Engine, model: str, arm: Arm) -> nn.Module:
-    for _ in engine.ready(model, arm):
-        pass
+    for event in engine.ready(model, arm):
+        if isinstance(event, Notice):
+            log.warning(event.text)
     return engine.unet(model, arm)
 
 

@@ -7,7 +7,7 @@ C latent channels of h x w. A killed evaluation loses at most the batch that it 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -22,7 +22,8 @@ from sdvq_core.distillation import Lessons, record_lessons
 from sdvq_core.engine import Engine
 from sdvq_core.evaluation.meter import Meter
 from sdvq_core.jobs import Progress, Sampling
-from sdvq_core.store.samples import SampleStore, content_key
+from sdvq_core.nn import mode_of
+from sdvq_core.store.samples import Kept, SampleStore, content_key
 from sdvq_core.summaries import EvaluateJob
 
 TRACED = {"nano": 32}  # prompts whose steps are looked at, by tier; a trace of SDXL is 15 MB
@@ -71,6 +72,7 @@ class SampleSet:
     """All samples of one subject. latents [N, C, h, w]. seconds: sampling and decoding.
 
     steps: latents after each step [P, S, C, h, w]; outputs: of the UNet [P, S, B, C, h, w]; empty where not asked for.
+    mode: how weights were kept in memory while these were drawn; None where that was not noted.
     """
 
     latents: Tensor
@@ -78,24 +80,27 @@ class SampleSet:
     steps: Tensor
     outputs: Tensor
     seconds: float
+    mode: str | None = None
 
 
 def draw(
     bench: Bench, subject: Subject, samplings: Sequence[Sampling], traces: Sequence[str] = ("steps",)
 ) -> Generator[Progress, None, SampleSet]:
     """Progress first and per batch; returns the set. traces: of "steps" and "outputs", what the first P images keep."""
-    parts, seconds, done = [], 0.0, 0
+    parts, seconds, done, modes = [], 0.0, 0, set[str | None]()
     yield bench.meter.advance(subject.word, 0, None, f"0 of {len(samplings)} images")
     for batch, traced in bench.batches(samplings):
         wanted = {"latents", "images", *(traces if traced else ())}
-        found, took, fresh = _batch(bench, subject, batch, wanted)
-        parts.append(found)
-        seconds, done = seconds + took, done + len(batch)
+        found, fresh = _batch(bench, subject, batch, wanted)
+        parts.append(found.tensors)
+        modes.add(found.mode)
+        seconds, done = seconds + found.seconds, done + len(batch)
         text = f"{done} of {len(samplings)} images"
-        yield bench.meter.advance(subject.word, len(batch), took if fresh else None, text)
+        yield bench.meter.advance(subject.word, len(batch), found.seconds if fresh else None, text)
     pixels = torch.cat([part["images"] for part in parts])  # [N, H, W, 3]
     images = [Image.fromarray(picture.numpy()) for picture in pixels]
-    return SampleSet(_joined(parts, "latents"), images, _joined(parts, "steps"), _joined(parts, "outputs"), seconds)
+    latents, steps, outputs = (_joined(parts, name) for name in ("latents", "steps", "outputs"))
+    return SampleSet(latents, images, steps, outputs, seconds, _named(modes))
 
 
 def batch_name(batch: Sequence[Sampling]) -> str:
@@ -103,20 +108,18 @@ def batch_name(batch: Sequence[Sampling]) -> str:
     return content_key([asdict(sampling) for sampling in batch])
 
 
-def _batch(
-    bench: Bench, subject: Subject, batch: tuple[Sampling, ...], wanted: set[str]
-) -> tuple[Mapping[str, Tensor], float, bool]:
-    """(tensors, seconds they took, whether just now) of one batch, from the disk where it has all that is wanted."""
+def _batch(bench: Bench, subject: Subject, batch: tuple[Sampling, ...], wanted: set[str]) -> tuple[Kept, bool]:
+    """(samples, whether drawn just now) of one batch, from the disk where it has all that is wanted."""
     folder, name = subject.folder(bench), batch_name(batch)
     found = bench.store.get(folder, name)
-    if found is not None and wanted <= set(found[0]):
-        return {part: found[0][part] for part in wanted}, found[1], False
+    if found is not None and wanted <= set(found.tensors):
+        return found._replace(tensors={part: found.tensors[part] for part in wanted}), False
     unet = subject.unet()
     start = time.monotonic()
     tensors = _drawn(bench, unet, batch, wanted)
-    seconds = time.monotonic() - start
-    bench.store.put(folder, name, tensors, seconds)
-    return tensors, seconds, True
+    drawn = Kept(tensors, time.monotonic() - start, mode_of(unet))
+    bench.store.put(folder, name, *drawn)
+    return drawn, True
 
 
 @torch.no_grad()
@@ -142,6 +145,12 @@ def _drawn(bench: Bench, unet: nn.Module, batch: tuple[Sampling, ...], wanted: s
         found["steps"] = torch.stack(after, 1)  # [N, S, C, h, w]
     pixels = np.stack([np.asarray(image.convert("RGB")) for image in decode(base, after[-1])])  # [N, H, W, 3]
     return {**found, "latents": after[-1], "images": torch.from_numpy(pixels)}
+
+
+def _named(modes: Collection[str | None]) -> str | None:
+    """One word for the modes of all batches; None if one of them was not noted."""
+    known = [mode for mode in modes if mode is not None]
+    return " and ".join(sorted(known)) if len(known) == len(modes) else None
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:

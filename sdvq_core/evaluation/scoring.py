@@ -64,6 +64,7 @@ class Judge:
             None if features is None or self.features is None else cmmd(self.features, features),
             timesteps,
             self._pairs(found, decibels),
+            found.mode,
         )
 
     def _scores(self, found: SampleSet, features: Tensor | None) -> list[Scores]:

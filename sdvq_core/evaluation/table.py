@@ -9,7 +9,7 @@ from sdvq_core.summaries import ArmSummary, EvaluateResult, Spread
 _COLUMNS = (
     "arm, bits, of quantized weights, ratio, PSNR dB, SSIM, latent error (median), LPIPS, alignment, Fréchet, CMMD"
 )
-COLUMNS = (*_COLUMNS.split(", "), "forks")
+COLUMNS = (*_COLUMNS.split(", "), "forks", "mode")
 NONE = "–"
 
 
@@ -48,6 +48,7 @@ def _cells(arm: ArmSummary, name: str) -> list[str]:
         _number(arm.frechet, "{:.4f}"),
         _number(arm.cmmd, "{:.4f}"),
         _number(arm.fork_rate, "{:.2f}"),
+        arm.mode or NONE,
     ]
 
 

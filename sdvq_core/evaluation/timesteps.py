@@ -79,7 +79,7 @@ def _forced(
     folder, name = subject.folder(bench), content_key("forced", batch_name(batch), reference.content)
     kept = bench.store.get(folder, name)
     if kept is not None:
-        return kept[0], None
+        return kept.tensors, None
     replay = Replay(subject.unet(), outputs, batch[0].guidance)
     start = time.monotonic()
     for _ in sample_batch(bench.engine.base(bench.job.model), replay, batch):

@@ -1,7 +1,8 @@
 """Finished samples on disk: one safetensors file per batch, named by what it was drawn from; whole or absent.
 
-The metadata holds the SHA-256 of all tensors and the seconds that they took. A file that is truncated or altered counts
-as absent, so that it is drawn again. Everything below the folder may be deleted at any time.
+The metadata holds the SHA-256 of all tensors, the seconds that they took, and how the weights were kept in memory. A
+file that is truncated or altered counts as absent, so that it is drawn again. Everything below the folder may be
+deleted at any time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -26,26 +28,37 @@ def content_key(*content: object) -> str:
     return hashlib.sha256(json.dumps([SAMPLES_VERSION, *content]).encode()).hexdigest()[:24]
 
 
+class Kept(NamedTuple):
+    """Tensors, the seconds that they took, and the mode of the UNet then; None where nobody noted it."""
+
+    tensors: dict[str, Tensor]
+    seconds: float
+    mode: str | None = None
+
+
 class SampleStore:
     """Named tensors below `root`, one file per (folder, name)."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def get(self, folder: str, name: str) -> tuple[dict[str, Tensor], float] | None:
-        """(tensors, seconds they took), or None where there is no sound file."""
+    def get(self, folder: str, name: str) -> Kept | None:
+        """What `put` was given, or None where there is no sound file."""
         try:
             with safe_open(self._path(folder, name), "pt") as file:
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a dict
                 facts = file.metadata() or {}
-            return (tensors, float(facts["seconds"])) if facts["sha256"] == digest(tensors) else None
+            kept = Kept(tensors, float(facts["seconds"]), facts.get("mode"))
+            return kept if facts["sha256"] == digest(tensors) else None
         except (OSError, SafetensorError, LookupError, ValueError):
             return None
 
-    def put(self, folder: str, name: str, tensors: Mapping[str, Tensor], seconds: float) -> None:
+    def put(
+        self, folder: str, name: str, tensors: Mapping[str, Tensor], seconds: float, mode: str | None = None
+    ) -> None:
         """Write `tensors`, atomically; what is there already makes way."""
         kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        facts = {"sha256": digest(kept), "seconds": repr(seconds)}
+        facts = {"sha256": digest(kept), "seconds": repr(seconds), **({"mode": mode} if mode else {})}
         write_bytes(self._path(folder, name), save(kept, facts))
 
     def _path(self, folder: str, name: str) -> Path:

@@ -40,6 +40,11 @@ COLUMNS = (
     ),
     Column("Fréchet", "distance of the two sets of images", lambda arm: wording.fixed(arm.frechet, 4)),
     Column("CMMD", "another distance of the two sets", lambda arm: wording.fixed(arm.cmmd, 4)),
+    Column(
+        "mode",
+        "how weights were kept in memory while drawing; no number here depends on it",
+        lambda arm: arm.mode or wording.NONE,
+    ),
 )
 
 

@@ -15,6 +15,7 @@ from sdvq_core.errors import ConfigError
 from sdvq_core.evaluation import samples
 from sdvq_core.jobs import Progress, Sampling
 from sdvq_core.metrics.images import psnr
+from sdvq_core.store.samples import SampleStore
 from sdvq_core.summaries import EvaluateJob, EvaluateResult
 
 SAMPLING = Sampling("", seed=3, steps=3, guidance=3.0)
@@ -225,3 +226,42 @@ def test_a_damaged_artifact_is_compressed_again(result, job, data, drawn):
     found = list(Workbench(data, "cpu").evaluate(replace(job, sampling=replace(SAMPLING, seed=50))))[-1]
     assert drawn
     assert median_error(found.arms[1]) < median_error(found.arms[2])
+
+
+def test_the_mode_is_that_of_the_drawing_and_no_sample_depends_on_it(model, tmp_path, drawn, small_batches):
+    job = EvaluateJob(model, ARMS[:2], PROMPTS, SAMPLING)
+    first = list(Workbench(tmp_path, "cpu", mode="streaming").evaluate(job))[-1]
+    assert [arm.mode for arm in first.arms] == ["resident", "streaming"]
+    assert {floor.mode for floor in first.floors} == {"resident"}
+    count = len(drawn)
+    again = list(Workbench(tmp_path, "cpu", mode="resident").evaluate(job))[-1]
+    assert len(drawn) == count, "the samples are the same ones"
+    assert again.to_json() == first.to_json(), "what took those seconds was streaming"
+    more = replace(job, prompts=(*PROMPTS[:2], "a red frog on a blue frog"))
+    mixed = list(Workbench(tmp_path, "cpu", mode="resident").evaluate(more))[-1]
+    assert mixed.arms[1].mode == "resident and streaming"
+    assert EvaluateResult.from_json(mixed.to_json()).arms[1].mode == "resident and streaming"
+
+
+def test_samples_of_earlier_versions_have_no_mode(model, tmp_path, monkeypatch):
+    job = EvaluateJob(model, ARMS[:2], PROMPTS[:1], SAMPLING)
+    put = SampleStore.put
+    monkeypatch.setattr(SampleStore, "put", lambda store, *words: put(store, *words[:4]))
+    found = list(Workbench(tmp_path, "cpu").evaluate(job))[-1]
+    list(Workbench(tmp_path, "cpu").evaluate(job))
+    assert found.arms[1].mode == "resident", "just drawn"
+    assert list(Workbench(tmp_path, "cpu").evaluate(job))[-1].arms[1].mode is None
+
+
+def test_running_out_of_memory_is_a_warning(model, tmp_path, monkeypatch, caplog):
+    job = EvaluateJob(model, ARMS[:2], PROMPTS[:1], SAMPLING)
+    monkeypatch.setattr("sdvq_core.nn.layers.QuantizedLayer.decoded", _fail_while_resident)
+    found = list(Workbench(tmp_path, "cpu", mode="resident").evaluate(job))[-1]
+    assert found.arms[1].mode == "streaming"
+    assert [record.message for record in caplog.records if "rtn:bits=4: memory ran out" in record.message]
+
+
+def _fail_while_resident(layer, dtype):
+    if layer.mode == "resident":
+        raise MemoryError
+    return layer.quantized.dequantize(dtype)

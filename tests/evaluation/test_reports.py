@@ -74,6 +74,13 @@ def test_every_row_has_as_many_cells_as_the_head():
     assert rows[2][rows[0].index("cmmd")] == "0.2"
 
 
+def test_the_mode_stands_in_every_report():
+    found = result(replace(ARMS[0], mode="streaming"))
+    assert [line.rsplit("|", 2)[1].strip() for line in markdown(found).splitlines()[2:4]] == ["–", "streaming"]
+    assert ">streaming<" in html_report(found)
+    assert next(row["mode"] for row in csv.DictReader(io.StringIO(comma_separated(found))) if row["arm"] == ARMS[0].arm)
+
+
 def test_a_missing_floor_is_left_out():
     found = replace(result(*ARMS), precision_floor=None)
     assert "rounding" not in markdown(found)

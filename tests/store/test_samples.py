@@ -20,8 +20,8 @@ def store(tmp_path: Path) -> SampleStore:
 
 
 def test_what_is_written_comes_back(store, tmp_path):
-    tensors, seconds = store.get("arm", "batch")
-    assert seconds == 1.5
+    tensors, seconds, mode = store.get("arm", "batch")
+    assert (seconds, mode) == (1.5, None)
     assert set(tensors) == set(TENSORS)
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
     assert [path.name for path in (tmp_path / "arm").iterdir()] == ["batch.safetensors"]
@@ -30,6 +30,11 @@ def test_what_is_written_comes_back(store, tmp_path):
 def test_a_second_write_replaces_the_first(store):
     store.put("arm", "batch", {"latents": torch.zeros(1)}, 2.0)
     assert set(store.get("arm", "batch")[0]) == {"latents"}
+
+
+def test_the_mode_is_kept(store):
+    store.put("arm", "batch", TENSORS, 2.0, "streaming")
+    assert store.get("arm", "batch").mode == "streaming"
 
 
 def test_absent_is_none(store):
