@@ -21,6 +21,12 @@ def parse_arguments() -> argparse.Namespace:
         "--data", type=Path, default=None, help="caches and images; default: $SDVQ_DATA, or the user cache"
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--mode",
+        default="auto",
+        choices=("auto", "resident", "streaming"),
+        help="compressed weights in memory: decoded once, or in every step; auto: by free memory",
+    )
     return parser.parse_args()
 
 
@@ -29,7 +35,7 @@ def main() -> None:
     from sdvq_core.ui import build, launch_options
     from sdvq_core.workbench import Workbench
 
-    workbench = Workbench(arguments.data, arguments.device)
+    workbench = Workbench(arguments.data, arguments.device, mode=arguments.mode)
     threading.Thread(target=workbench.warm_up, daemon=True).start()
     page = build(workbench)
     try:

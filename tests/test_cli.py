@@ -157,6 +157,8 @@ def test_generate(answer, model, tmp_path, artifact):
     words = ("--prompt", "a red frog", "--steps", 2, "--seed", 7)
     found = answer("generate", model, *words, "--arm", artifact, "--out", tmp_path / "a.png")
     assert {"arm", "image", "seconds", "ledger"} <= set(found)
+    assert found["mode"] == "resident"
+    assert found["memory"]["weights"] > found["memory"]["decoded"] > 0
     assert found["image"] == str(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert (image.format, image.size) == ("PNG", (32, 32))
@@ -176,6 +178,26 @@ def test_compare(answer, model, tmp_path, artifact):
     assert (reference["latent_mse"], reference["psnr"], reference["ssim"]) == (0, None, pytest.approx(1))
     assert made["latent_mse"] == loaded["latent_mse"] > 0
     assert [arm["arm"] for arm in found["arms"]] == ["fp16", ARM, str(artifact)]
+
+
+def test_every_command_that_draws_takes_a_mode_and_says_it(answer, run, refused, model, tmp_path, artifact):
+    words = ("--prompt", "", "--steps", 1, "--mode", "streaming")
+    found = answer("compare", model, "--arm", "fp16", "--arm", artifact, *words)
+    assert [arm["mode"] for arm in found["arms"]] == ["resident", "streaming"]
+    assert found["arms"][1]["memory"]["decoded"] == 0
+    code, text, err = run("compare", model, "--arm", artifact, *words)
+    assert code == 0, err
+    assert "streaming, " in text
+    assert " MB in memory" in text
+    code, text, _ = run("generate", model, "--arm", artifact, *words, "--out", tmp_path / "a.png")
+    assert "streaming: " in text
+    assert "bytes of weights in memory, decoded in every step" in text
+    (tmp_path / "p.txt").write_text("a frog", "utf-8")
+    chosen = ("--arm", "fp16", "--arm", artifact, "--prompts", tmp_path / "p.txt", "--steps", 1, "--mode", "streaming")
+    found = answer("evaluate", model, *chosen)
+    assert [arm["mode"] for arm in (*found["arms"], found["other_seed"])] == ["resident", "streaming", "resident"]
+    line = refused("compare", model, "--arm", "fp16", "--prompt", "", "--mode", "fast")
+    assert "mode must be one of auto, resident, streaming, got 'fast'" in line
 
 
 def test_evaluate(answer, model, tmp_path):

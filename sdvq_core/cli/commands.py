@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdvq_core.cli.printing import arm_line, last, method, print_answer, say, size, table
+from sdvq_core.cli.printing import arm_line, last, memory, method, print_answer, say, size, table
 from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, Sampling
 from sdvq_core.records import Report
@@ -29,6 +29,9 @@ ArmWord = Annotated[str, typer.Argument(metavar="ARM", help=ARM_HELP)]
 Arms = Annotated[list[str], typer.Option("--arm", help=ARM_HELP + " The first is the reference.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Mode = Annotated[
+    str, typer.Option(help="Compressed weights in memory: resident (decoded once), streaming (in every step) or auto.")
+]
 Prompt = Annotated[str, typer.Option(help="What to draw; may be empty.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same image.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps; default: what suits the model.")]
@@ -132,15 +135,17 @@ def generate(
     steps: Steps = None,
     guidance: Guidance = None,
     device: Device = "auto",
+    mode: Mode = "auto",
     as_json: Json = False,
 ) -> None:
     """Draw one image with one arm."""
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out must be a .png file, got {out}")
     sampling = _sampling(model, prompt, seed, steps, guidance)
-    result = last(_workbench(device).generate(model, arm, sampling), ArmResult)
+    result = last(_workbench(device, mode=mode).generate(model, arm, sampling), ArmResult)
     _copy(result.path, out)
-    print_answer(as_json, {**result.to_json(), "image": str(out)}, [str(out), size(result.ledger)])
+    lines = [str(out), size(result.ledger), memory(result.footprint)]
+    print_answer(as_json, {**result.to_json(), "image": str(out)}, lines)
 
 
 @app.command()
@@ -153,11 +158,12 @@ def compare(
     guidance: Guidance = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the images; default: the data folder.")] = None,
     device: Device = "auto",
+    mode: Mode = "auto",
     as_json: Json = False,
 ) -> None:
     """Same prompt, same seed, several arms side by side."""
     job = CompareJob(model, tuple(arm), _sampling(model, prompt, seed, steps, guidance))
-    result = last(_workbench(device).compare(job), CompareResult)
+    result = last(_workbench(device, mode=mode).compare(job), CompareResult)
     found = [item.to_json() for item in result.arms]
     for index, item in enumerate(result.arms):
         if out is not None:
@@ -182,6 +188,7 @@ def evaluate(
     steps: Steps = None,
     guidance: Guidance = None,
     device: Device = "auto",
+    mode: Mode = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure arms over many prompts, with intervals and noise floors; a run that was stopped goes on where it was."""
@@ -189,7 +196,7 @@ def evaluate(
     from sdvq_core.evaluation import markdown, write_report
     from sdvq_core.results import evenly
 
-    workbench = _workbench(device)
+    workbench = _workbench(device, mode=mode)
     texts = workbench.default_prompts(model) if prompts is None else list(read_prompts(prompts))
     if n is not None and n > len(texts):
         say(f"only {len(texts)} prompts are there; using all of them")
@@ -222,10 +229,11 @@ def _how_to_use(recipe: Path) -> str:
     return f", use it as @{recipe.stem}" if at_hand else f"; copy it to {place} to use it as @{recipe.stem}"
 
 
-def _workbench(device: str = "auto", calibration: Any = None) -> Any:
+def _workbench(device: str = "auto", calibration: Any = None, mode: str = "auto") -> Any:
     from sdvq_core.workbench import Workbench
 
-    return Workbench(device=device) if calibration is None else Workbench(device=device, calibration=calibration)
+    chosen = {} if calibration is None else {"calibration": calibration}
+    return Workbench(device=device, mode=mode, **chosen)
 
 
 def _calibration(prompts: Path | None, timesteps: str, statistics: Path | None, gigabytes: float | None) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sdvq_core.jobs import ArmResult, Notice, Progress
 from sdvq_core.peers import EXTRA
-from sdvq_core.records import Ledger, Report
+from sdvq_core.records import Footprint, Ledger, Report
 
 T = TypeVar("T")
 
@@ -64,6 +64,11 @@ def size(ledger: Ledger) -> str:
     return f"{ledger.tensor_bytes:,} bytes, {bits}, {ledger.ratio:.2f}x smaller than fp16"
 
 
+def memory(footprint: Footprint) -> str:
+    rest = f", {footprint.decoding}" if footprint.decoding else ""
+    return f"{footprint.mode}: {footprint.nbytes:,} bytes of weights in memory{rest}"
+
+
 def table(report: Report) -> list[str]:
     rows = [f"{r.name:74} {r.bits_per_weight:7.3f} {r.nbytes:10,} {r.relative_mse:.3e}" for r in report.layers]
     kept = [f"{item.layer:74} kept in 16 bits: {item.reason}" for item in report.ledger.fallbacks]
@@ -85,7 +90,8 @@ def method(info: Mapping[str, Any]) -> list[str]:
 def arm_line(item: ArmResult, image: str) -> str:
     scores = item.scores
     psnr = "" if scores.psnr is None else f"  {scores.psnr:.2f} dB"
-    return f"{item.arm:24} {item.ledger.bits_per_weight:7.3f} bits {item.seconds:6.2f} s{psnr}  {image}"
+    kept = f"{item.footprint.mode}, {item.footprint.nbytes / 1e6:.1f} MB in memory"
+    return f"{item.arm:24} {item.ledger.bits_per_weight:7.3f} bits {item.seconds:6.2f} s{psnr}  {kept}  {image}"
 
 
 def say(text: str) -> None:
