@@ -40,11 +40,11 @@ def to_rows(weight: Tensor) -> Tensor:
 
 
 def from_rows(rows: Tensor, shape: Sequence[int]) -> Tensor:
-    """Inverse of `to_rows`: rows [O, T * I] -> weight of `shape`."""
+    """Inverse of `to_rows`: rows [O, T * I] -> weight of `shape`; of a convolution a view, channels last in memory."""
     if len(shape) == 2:
         return rows.reshape(*shape)
     out, channels, kh, kw = shape
-    return rows.reshape(out, kh, kw, channels).permute(0, 3, 1, 2).contiguous()  # [O, I, kh, kw]
+    return rows.reshape(out, kh, kw, channels).permute(0, 3, 1, 2)  # [O, I, kh, kw]
 
 
 def to_groups(weight: Tensor, d: int) -> Tensor:
@@ -58,5 +58,7 @@ def to_groups(weight: Tensor, d: int) -> Tensor:
 def from_groups(groups: Tensor, shape: Sequence[int]) -> Tensor:
     """Inverse of `to_groups`: groups [O, G, d] -> weight of `shape`; the padding is dropped."""
     out, channels = shape[:2]
+    if groups[0].numel() == row_length(shape):
+        return from_rows(groups.reshape(out, -1), shape)
     tapped = groups.reshape(out, taps(shape), -1)[:, :, :channels]  # [O, T, I]
     return from_rows(tapped.reshape(out, -1), shape)

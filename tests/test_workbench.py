@@ -16,8 +16,7 @@ from sdvq_core.arms import parse_arm
 from sdvq_core.diffusion.sampling import sample
 from sdvq_core.errors import ConfigError, SdvqError, StoreError
 from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, Notice, Preview, Progress, Sampling
-from sdvq_core.nn import modes
-from sdvq_core.qtensor import QuantizedTensor
+from sdvq_core.nn import QuantizedLayer, modes
 from sdvq_core.records import Report
 from sdvq_core.summaries import EvaluateJob, EvaluateResult
 
@@ -264,7 +263,7 @@ def test_without_room_auto_is_streaming_and_nobody_is_bothered(workbench, model,
 @pytest.mark.parametrize("mode", ["auto", "resident"])
 def test_out_of_memory_is_one_notice_and_an_image(model, tmp_path, monkeypatch, mode):
     _, (_, wanted) = _compare(Workbench(tmp_path / "data", "cpu"), model, ARMS[:2])
-    workbench, decode, broken = Workbench(tmp_path / "data", "cpu", mode=mode), QuantizedTensor.dequantize, [True]
+    workbench, decode, broken = Workbench(tmp_path / "data", "cpu", mode=mode), QuantizedLayer._decode, [True]
 
     def fail_once(*words):
         if broken:
@@ -272,7 +271,7 @@ def test_out_of_memory_is_one_notice_and_an_image(model, tmp_path, monkeypatch, 
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return decode(*words)
 
-    monkeypatch.setattr(QuantizedTensor, "dequantize", fail_once)
+    monkeypatch.setattr(QuantizedLayer, "_decode", fail_once)
     events, (_, arm) = _compare(workbench, model, ARMS[:2])
     again, _ = _compare(workbench, model, ARMS[:2], replace(SAMPLING, seed=4))
     (notice,) = memory_notices([*events, *again])

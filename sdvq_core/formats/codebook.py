@@ -44,7 +44,7 @@ class Codebook(Format):
         d, bits, run = int(meta["group_size"]), int(meta["code_bits"]), int(meta["scale_group"])
         groups = groups_per_row(shape, d)
         rows = codebook_rows(tensors["codes"], bits, tensors["codebook"], tensors["scale"], run, groups, dtype)
-        return from_groups(rows.reshape(shape[0], groups, d), shape)
+        return from_groups(rows.view(shape[0], groups, d), shape)
 
     def assemble(self, unpacked: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         d = int(meta["group_size"])

@@ -25,7 +25,12 @@ WAYS = {"cpu": "numba", "cuda": "triton"}
 
 def way(device: torch.device) -> str:
     """What decodes on `device`: "numba", "triton" or "torch"."""
-    found = WAYS.get(device.type, "")
+    return _way(device.type)
+
+
+@cache
+def _way(device: str) -> str:
+    found = WAYS.get(device, "")
     return found if found and find_spec(found) is not None else "torch"
 
 
@@ -102,24 +107,23 @@ class _Layer:
 
     def fast(self, name: str, arguments: tuple[Any, ...], obstacle: str = "") -> Tensor | None:
         """What function `name` of the fast way makes of `arguments`; None, after one warning, where it cannot."""
-        if self.codes.device.type not in WAYS:
-            return None
-        obstacle = obstacle or self._obstacle()
+        kernels = _kernels(self.way)
+        if not obstacle and self.way == "triton":
+            obstacle = kernels.unsupported(self.kind, self.codes.device, self.dtype, self.bits, self.weights)
+        elif self.way == "torch" and self.codes.device.type in WAYS:
+            obstacle = f"{WAYS[self.codes.device.type]} is not installed"
         if obstacle:
             _warn(obstacle)
+        if obstacle or kernels is None:
             return None
-        dense = (part.contiguous() if isinstance(part, Tensor) else part for part in arguments)
-        found: Tensor = getattr(import_module(f"sdvq_core.kernels.decode_{self.way}"), name)(*dense)
+        found: Tensor = getattr(kernels, name)(*arguments)
         return found
 
-    def _obstacle(self) -> str:
-        if self.way == "torch":
-            return f"{WAYS[self.codes.device.type]} is not installed"
-        if self.way == "triton":
-            from sdvq_core.kernels.decode_triton import unsupported
 
-            return unsupported(self.kind, self.codes.device, self.dtype, self.bits, self.weights) or ""
-        return ""
+@cache
+def _kernels(way: str) -> Any:
+    """The module of a fast way; None for torch."""
+    return None if way == "torch" else import_module(f"sdvq_core.kernels.decode_{way}")
 
 
 @cache

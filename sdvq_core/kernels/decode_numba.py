@@ -6,7 +6,6 @@ dtype that is asked for. Codes are read where they lie, as bytes or as bit field
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,39 +28,43 @@ def codebook_rows(
     codes: Tensor, bits: int, books: Tensor, scale: Tensor, run: int, groups: int, dtype: torch.dtype
 ) -> Tensor:
     """codes uint8 [M, packed], books [M, K, d], scale [O, S] for runs of `run` weights (0: the row) -> [O, G * d]."""
-    size = books.shape[2]
-    out = torch.empty(len(scale), groups * size, dtype=_ROOM.get(dtype, torch.float32))
-    tables, factors = books.float().contiguous().view(-1).numpy(), scale.float().contiguous().numpy()
+    rows, (count, entries, size) = scale.shape[0], books.shape
+    out = torch.empty(rows, groups * size, dtype=_ROOM.get(dtype, torch.float32))
     packed = (codes if bits == 8 else pad(codes, (0, _AHEAD))).contiguous().numpy()
-    settings = (bits, books.shape[1], run // size or groups)
-    shape = (tuple(range(size)), (0,) * len(codes))
-    _in_rows(lambda part: (packed, tables, factors, out.numpy(), part, settings, shape), _codebook, out)
+    arrays = (packed, books.float().contiguous().numpy(), scale.float().contiguous().numpy(), out.numpy())
+    settings, shape = (bits, entries, run // size or groups), (tuple(range(size)), (0,) * count)
+    _in_rows(_codebook, out, arrays, (settings, shape))
+    if dtype is torch.float32:
+        return out
     return out.view(dtype) if dtype in _ROOM else out.to(dtype)
 
 
 def affine_rows(codes: Tensor, bits: int, scale: Tensor, offset: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """codes uint8 [packed], scale and offset [O, S] for runs of `size` weights -> [O, S * size]."""
     out = torch.empty(len(scale), scale.shape[1] * size)
-    packed = pad(codes, (0, _AHEAD)).numpy()
     factors, starts = scale.float().contiguous().numpy(), offset.float().contiguous().numpy()
-    _in_rows(lambda part: (packed, bits, factors, starts, out.numpy(), part), _affine, out)
+    _in_rows(_affine, out, (pad(codes, (0, _AHEAD)).numpy(), factors, starts, out.numpy()), (bits,))
     return out.to(dtype)
 
 
 def trellis_rows(codes: Tensor, bits: int, table: Tensor, places: int, shape: tuple[int, int]) -> Tensor:
     """codes uint8 [packed] of circles of T = `places` codes, table [2^L] -> float32 of `shape` [O, n]."""
     out = torch.empty(shape[0] * shape[1] // places, places)  # circles [S, T]
-    packed, values = pad(codes, (0, _AHEAD)).numpy(), table.float().contiguous().numpy()
-    _in_rows(lambda part: (packed, bits, values, out.numpy(), part), _trellis, out)
+    values = table.float().contiguous().numpy()
+    _in_rows(_trellis, out, (pad(codes, (0, _AHEAD)).numpy(), values, out.numpy()), (bits,))
     return out.view(-1, shape[0]).T
 
 
-def _in_rows(job: Callable[[tuple[int, int]], tuple[Any, ...]], kernel: Any, out: Tensor) -> None:
-    """Call `kernel` with the job of every part (first row, end) of the rows of `out`."""
-    threads = max(1, min(torch.get_num_threads(), len(out), out.numel() // _LEAST_WORK))
-    step = -(-len(out) // threads)
-    jobs = [job((start, min(start + step, len(out)))) for start in range(0, len(out), step)]
-    in_threads(kernel, jobs, threads)
+def _in_rows(kernel: Any, out: Tensor, arrays: tuple[Any, ...], settings: tuple[Any, ...]) -> None:
+    """Call `kernel` with the arrays, every part (first row, end) of the rows of `out`, and the settings."""
+    rows = out.shape[0]
+    threads = min(torch.get_num_threads(), rows, out.numel() // _LEAST_WORK)
+    if threads <= 1:
+        kernel(*arrays, (0, rows), *settings)
+        return
+    step = -(-rows // threads)
+    parts = [(start, min(start + step, rows)) for start in range(0, rows, step)]
+    in_threads(kernel, [(*arrays, part, *settings) for part in parts], threads)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -117,17 +120,18 @@ def _codebook(packed: Any, books: Any, scale: Any, out: Any, part: Any, settings
     size, flat = len(lanes), out.reshape(-1)
     groups = out.shape[1] // size
     for row in range(part[0], part[1]):
-        for group in range(groups):
-            number = row * groups + group
-            places = zeros
-            for book in range(len(zeros)):
-                code = np.int64(packed[book, number]) if bits == 8 else _code(packed[book], number, bits)
-                places = _set(places, book, (book * entries + code) * size)
-            _write(flat, number * size, books, places, scale[row, group // run], lanes)
+        for number in range(scale.shape[1]):
+            factor = scale[row, number]
+            for place in range(row * groups + number * run, row * groups + min((number + 1) * run, groups)):
+                places = zeros
+                for book in range(len(zeros)):
+                    code = np.int64(packed[book, place]) if bits == 8 else _code(packed[book], place, bits)
+                    places = _set(places, book, (book * entries + code) * size)
+                _write(flat, place * size, books, places, factor, lanes)
 
 
 @compiled
-def _affine(packed: Any, bits: int, scale: Any, offset: Any, out: Any, part: Any) -> None:
+def _affine(packed: Any, scale: Any, offset: Any, out: Any, part: Any, bits: int) -> None:
     runs = scale.shape[1]
     size = out.shape[1] // runs
     for row in range(part[0], part[1]):
@@ -139,7 +143,7 @@ def _affine(packed: Any, bits: int, scale: Any, offset: Any, out: Any, part: Any
 
 
 @compiled
-def _trellis(packed: Any, bits: int, table: Any, out: Any, part: Any) -> None:
+def _trellis(packed: Any, table: Any, out: Any, part: Any, bits: int) -> None:
     length, mask = out.shape[1], len(table) - 1
     for circle in range(part[0], part[1]):
         first, state = circle * length, 0

@@ -69,7 +69,7 @@ def codebook_rows(  # noqa: PLR0913 - what the format stores
     """
     rows, size = len(scale), books.shape[2]
     assert books.shape[:2] == (len(codes), 2**bits)
-    assert dense(codes, books, scale)
+    codes, books, scale = dense(codes, books, scale)
     out = _output(out, (rows, groups * size), dtype, codes)
     if size == len(books) == 1 and bits <= MOST_BITS["affine"]:
         _launch_scalars(codes, bits, books, scale, None, scale_group or groups, out)
@@ -93,7 +93,7 @@ def affine_rows(
     out: Tensor | None = None,
 ) -> Tensor:
     """codes uint8 [packed] of at most 8 bits, scale and offset [O, S] -> offset + scale * code, [O, S * size]."""
-    assert dense(codes, scale, offset)
+    codes, scale, offset = dense(codes, scale, offset)
     out = _output(out, (len(scale), scale.shape[1] * size), dtype, codes)
     _launch_scalars(codes, bits, None, scale, offset, size, out)
     return out
@@ -116,7 +116,7 @@ def trellis_rows(
     length = -(-(len(table).bit_length() - 1) // bits)  # codes that make a state
     assert rows % places == 0 or places % rows == 0
     assert length <= places
-    assert dense(codes, table)
+    codes, table = dense(codes, table)
     out = _output(out, shape, dtype, codes)
     grid = (triton.cdiv(columns, _COLUMNS), triton.cdiv(rows, _ROWS))
     with torch.cuda.device_of(out):
@@ -128,9 +128,10 @@ def trellis_rows(
     return out
 
 
-def dense(*arrays: Tensor) -> bool:
-    """Whether all lie in memory as their shapes say, on one device."""
-    return all(array.is_contiguous() and array.device == arrays[0].device for array in arrays)
+def dense(*arrays: Tensor) -> list[Tensor]:
+    """The arrays as their shapes lie in memory, all on one device."""
+    assert all(array.device == arrays[0].device for array in arrays)
+    return [array.contiguous() for array in arrays]
 
 
 def span(bits: int, codes: int = 1) -> int:

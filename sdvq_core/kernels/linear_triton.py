@@ -33,8 +33,7 @@ def codebook_linear(
     assert books.shape[:2] == (len(codes), 2**bits)
     assert scale.shape[1] == 1
     assert x.shape[1] == groups * size
-    x = x.contiguous()
-    assert dense(x, codes, books, scale, *([] if bias is None else [bias]))
+    x, codes, books, scale, *_ = dense(x, codes, books, scale, *([] if bias is None else [bias]))
     out = torch.empty(rows, len(scale), dtype=x.dtype, device=x.device)
     tile = min(max(triton.next_power_of_2(rows), _LEAST), _MOST[x.dtype])
     grid = (triton.cdiv(len(scale), _OUTPUTS), triton.cdiv(rows, tile))

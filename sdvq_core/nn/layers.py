@@ -94,10 +94,14 @@ class QuantizedLayer(StoredBuffers):
     def decoded(self, dtype: torch.dtype) -> Tensor:
         """The weight in `dtype`, from memory in resident mode."""
         if self.mode == "streaming":
-            return self.quantized.dequantize(dtype)
+            return self._decode(dtype)
         if self._decoded is None or self._decoded.dtype != dtype:
-            self._decoded = self.quantized.dequantize(dtype)
+            self._decoded = self._decode(dtype)
         return self._decoded
+
+    def _decode(self, dtype: torch.dtype) -> Tensor:
+        tensors = {name: self._stored(name, spec) for name, spec in self.specs.items()}
+        return get_format(self.form).decode(tensors, self.shape, self.meta, dtype)  # checked when it was filled
 
     @property
     def weight(self) -> Tensor:

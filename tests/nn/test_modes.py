@@ -14,9 +14,8 @@ from torch import nn
 
 from sdvq_core.errors import ConfigError
 from sdvq_core.integrations.loading import build_unet, load_artifact
-from sdvq_core.nn import footprint, make_ready, mode_of, modes, quantized_layers
+from sdvq_core.nn import QuantizedLayer, footprint, make_ready, mode_of, modes, quantized_layers
 from sdvq_core.plan import vqdm_rules
-from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.store import Artifact, read_report, write_artifact
 
 ERRORS = {
@@ -53,14 +52,14 @@ def in_memory(unet: nn.Module) -> int:
 
 def fail(monkeypatch: pytest.MonkeyPatch, error: Exception, after: int = 3) -> None:
     """Decoding fails once, after some layers."""
-    turns, decode = itertools.count(), QuantizedTensor.dequantize
+    turns, decode = itertools.count(), QuantizedLayer._decode
 
-    def decoded(tensor: QuantizedTensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def decoded(layer: QuantizedLayer, dtype: torch.dtype) -> torch.Tensor:
         if next(turns) == after:
             raise error
-        return decode(tensor, dtype)
+        return decode(layer, dtype)
 
-    monkeypatch.setattr(QuantizedTensor, "dequantize", decoded)
+    monkeypatch.setattr(QuantizedLayer, "_decode", decoded)
 
 
 @pytest.mark.parametrize(("room", "mode"), [(0, "resident"), (-2, "streaming")])
