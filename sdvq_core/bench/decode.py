@@ -5,22 +5,31 @@ Layers are SDXL's most frequent shape, 1280 x 1280, enough of them to overflow t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from sdvq_core.bench.timing import Row, in_turns, rows
 from sdvq_core.kernels import additive_decode
+from sdvq_core.peers import parse as parse_peer
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.quantizers import parse
 
 _SIDE, _LAYERS, _ROUNDS = 1280, 8, 9
 _IDIOM, _HALF = "torch embedding + sum", "float16 -> float32"
-_FORMATS = ("rtn:bits=4", "nf4", "rvq:bits=3,beam=1,share=layer", "tcq:bits=3")
+_FORMATS = (
+    "rvq:bits=3,beam=1,share=layer",
+    "rvq:codebooks=3,code_bits=7,beam=1,share=layer",
+    "rtn:bits=4",
+    "nf4",
+    "tcq:bits=3",
+)
+_PEERS = ("lib.bitsandbytes", "lib.gguf", "lib.hqq", "lib.quanto")  # SDNQ tells no way to decode a layer twice
 
 
 def decode() -> Iterator[Row]:
@@ -59,7 +68,20 @@ def _formats() -> list[Row]:
         stored = parse(word).quantize(weight)
         layers = [(QuantizedTensor(stored.format, stored.shape, _copy(stored), stored.meta),) for _ in range(_LAYERS)]
         cases[f"{word}, packed"] = _in_rotation(layers, QuantizedTensor.dequantize)
+    for word in _PEERS:
+        cases |= _peer(word, weight)
     return rows("decode", in_turns(cases, _ROUNDS), _HALF, _SIDE * _SIDE / 1e9, "10^9 weights/s")
+
+
+def _peer(word: str, weight: Tensor) -> dict[str, Callable[[], object]]:
+    """Layers as another library stores and decodes them; nothing where it is not installed."""
+    peer = parse_peer(word)
+    if peer.version() is None:
+        return {}
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=torch.float16)
+    layer.weight.data.copy_(weight)
+    found = [peer.quantize(copy.deepcopy(layer)).decode for _ in range(_LAYERS)]
+    return {f"{word}, float16": _in_rotation([(decode,) for decode in found if decode], lambda decode: decode())}
 
 
 def _copy(stored: QuantizedTensor) -> dict[str, Tensor]:

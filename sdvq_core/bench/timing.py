@@ -38,14 +38,14 @@ class BenchResult:
         return {"machine": dict(self.machine), "rows": [asdict(row) for row in self.rows]}
 
 
-def in_turns(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every case, `rounds` each, after one turn that does not count."""
+def in_turns(cases: Mapping[str, Callable[[], object]], rounds: int, warm: bool = False) -> dict[str, list[float]]:
+    """Seconds of every case, `rounds` each, after one turn that does not count unless they are `warm` already."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(rounds + 1):
+    for turn in range(rounds + (not warm)):
         for name, case in cases.items():
             start = time.perf_counter()
             case()
-            if turn:
+            if turn or warm:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 

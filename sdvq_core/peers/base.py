@@ -31,20 +31,24 @@ _REFUSALS = (ArithmeticError, AssertionError, NotImplementedError, RuntimeError,
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """What a library keeps of one weight: every array's spec by name, and the weight that they decode to."""
+    """What a library keeps of one weight: every array's spec by name, and the weight that they decode to.
+
+    decode: the library decodes it once more, where it can; what `bench` times.
+    """
 
     spec: Mapping[str, TensorSpec]
     weight: Tensor
+    decode: Callable[[], Tensor] | None = None
 
     @classmethod
-    def of(cls, weight: Tensor, **parts: list[Tensor]) -> Stored:
+    def of(cls, weight: Tensor, decode: Callable[[], Tensor] | None = None, **parts: list[Tensor]) -> Stored:
         """From the library's own tensors, by part of the ledger: ``Stored.of(weight, codes=[...], scales=[...])``."""
         spec = {
             f"{part}.{number}": TensorSpec(tuple(tensor.shape), tensor.dtype, part)
             for part, tensors in parts.items()
             for number, tensor in enumerate(tensors)
         }
-        return cls(spec, weight.detach())
+        return cls(spec, weight.detach(), decode)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -55,4 +56,5 @@ class BitsAndBytes(Peer):
         if nested:
             codebooks.append(state.state2.code)
             scales += [state.state2.absmax, state.offset]
-        return Stored.of(weight, codes=[codes], codebooks=codebooks, scales=scales)
+        again = partial(dequantize_4bit, codes, state)
+        return Stored.of(weight, again, codes=[codes], codebooks=codebooks, scales=scales)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -96,7 +97,8 @@ class Gguf(Peer):
         blocks = parameter.as_tensor().reshape(-1, nbytes)
         codes = weights * TYPES[self.type] // 8
         weight = dequantize_gguf_tensor(parameter).reshape(shape)
-        return Stored.of(weight, codes=[blocks[:, -codes:]], scales=[blocks[:, :-codes]])
+        again = partial(dequantize_gguf_tensor, parameter)
+        return Stored.of(weight, again, codes=[blocks[:, -codes:]], scales=[blocks[:, :-codes]])
 
     def _write(self, unet: nn.Module, path: Path) -> None:
         """The UNet as a .gguf file: weights of Linear layers in blocks where they fill them, all else in F16."""

@@ -39,7 +39,7 @@ class HqqLibrary(Peer):
             _linear(as_matrix(layer)), config, compute_dtype=torch.float16, device=str(layer.weight.device)
         )
         weight: Tensor = made.dequantize().reshape(layer.weight.shape)
-        return Stored.of(weight, codes=[made.W_q], scales=[made.meta["scale"], made.meta["zero"]])
+        return Stored.of(weight, made.dequantize, codes=[made.W_q], scales=[made.meta["scale"], made.meta["zero"]])
 
 
 def _linear(matrix: Tensor) -> nn.Linear:

@@ -6,7 +6,7 @@ Conv2d, which `same` uses; `own` is diffusers' `QuantoConfig`, which replaces ev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -53,5 +53,5 @@ def _read(module: nn.Module) -> Stored:
     kept = {name: array for name, array in module.state_dict().items() if name.startswith("weight.")}
     codes = [array for name, array in kept.items() if name.endswith("_data")]
     scales = [array for name, array in kept.items() if not name.endswith("_data")]
-    weight: Tensor = module.weight.dequantize()  # type: ignore[operator]
-    return Stored.of(weight, codes=codes, scales=scales)
+    decode: Callable[[], Tensor] = module.weight.dequantize  # type: ignore[assignment]
+    return Stored.of(decode(), decode, codes=codes, scales=scales)
