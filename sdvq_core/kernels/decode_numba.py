@@ -1,7 +1,8 @@
 """Packed codes -> rows of weights in one pass, compiled by numba. Imported when first needed.
 
 A codeword of d weights is one vector: M loads and additions, one multiplication by the row's scale, one store, in the
-dtype that is asked for. Codes are read where they lie, as bytes or as bit fields; nothing is unpacked first.
+dtype that is asked for. Of codes of one weight each, eight are taken from one word. Codes are read where they lie, as
+bytes or as bit fields; nothing is unpacked first.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.cpython.unsafe.tuple import tuple_setitem
 from torch import Tensor
 from torch.nn.functional import pad
@@ -19,8 +20,10 @@ from torch.nn.functional import pad
 from sdvq_core.kernels.compiled import compiled, in_threads, intrinsic, pointer, spread, vector
 
 _set: Any = tuple_setitem
+_WORD, _INT = ir.IntType(64), ir.IntType(32)
 _LEAST_WORK = 1 << 19  # weights that are worth a thread
-_AHEAD = 2  # bytes after a code's first that a bit field may reach into: 7 + 10 bits are less than 24
+_AHEAD = 8  # bytes that may be read after the last: a word of eight codes starts at any byte
+_EIGHT = 8
 _ROOM = {torch.float32: torch.float32, torch.bfloat16: torch.int16}  # numba knows no bfloat16
 
 
@@ -29,35 +32,40 @@ def codebook_rows(
 ) -> Tensor:
     """codes uint8 [M, packed], books [M, K, d], scale [O, S] for runs of `run` weights (0: the row) -> [O, G * d]."""
     rows, (count, entries, size) = scale.shape[0], books.shape
-    out = torch.empty(rows, groups * size, dtype=_ROOM.get(dtype, torch.float32))
-    packed = (codes if bits == 8 else pad(codes, (0, _AHEAD))).contiguous().numpy()
-    arrays = (packed, books.float().contiguous().numpy(), scale.float().contiguous().numpy(), out.numpy())
-    settings, shape = (bits, entries, run // size or groups), (tuple(range(size)), (0,) * count)
-    _in_rows(_codebook, out, arrays, (settings, shape))
-    if dtype is torch.float32:
-        return out
-    return out.view(dtype) if dtype in _ROOM else out.to(dtype)
+    run = run or groups * size
+    levels = count == size == 1 and bits <= _EIGHT and groups % _EIGHT == run % _EIGHT == 0
+    out = torch.empty(rows, groups * size, dtype=torch.float32 if levels else _ROOM.get(dtype, torch.float32))
+    packed = codes if bits == 8 and not levels else pad(codes, (0, _AHEAD))
+    arrays = (packed.contiguous(), books.float().contiguous(), scale.float().contiguous(), out)
+    if levels:
+        _in_rows(
+            _scalars, out, tuple(array.view(-1) if n < 2 else array for n, array in enumerate(arrays)), (bits, run)
+        )
+    else:
+        settings, shape = (bits, entries, run // size), (tuple(range(size)), (0,) * count)
+        _in_rows(_codebook, out, arrays, (settings, shape))
+    return out.view(dtype) if out.dtype == torch.int16 else out.to(dtype)
 
 
 def affine_rows(codes: Tensor, bits: int, scale: Tensor, offset: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """codes uint8 [packed], scale and offset [O, S] for runs of `size` weights -> [O, S * size]."""
     out = torch.empty(len(scale), scale.shape[1] * size)
-    factors, starts = scale.float().contiguous().numpy(), offset.float().contiguous().numpy()
-    _in_rows(_affine, out, (pad(codes, (0, _AHEAD)).numpy(), factors, starts, out.numpy()), (bits,))
+    factors, starts = scale.float().contiguous(), offset.float().contiguous()
+    kernel = _affine if size % _EIGHT else _affine_words
+    _in_rows(kernel, out, (pad(codes, (0, _AHEAD)), factors, starts, out), (bits,))
     return out.to(dtype)
 
 
 def trellis_rows(codes: Tensor, bits: int, table: Tensor, places: int, shape: tuple[int, int]) -> Tensor:
     """codes uint8 [packed] of circles of T = `places` codes, table [2^L] -> float32 of `shape` [O, n]."""
     out = torch.empty(shape[0] * shape[1] // places, places)  # circles [S, T]
-    values = table.float().contiguous().numpy()
-    _in_rows(_trellis, out, (pad(codes, (0, _AHEAD)).numpy(), values, out.numpy()), (bits,))
+    _in_rows(_trellis, out, (pad(codes, (0, _AHEAD)), table.float().contiguous(), out), (bits,))
     return out.view(-1, shape[0]).T
 
 
-def _in_rows(kernel: Any, out: Tensor, arrays: tuple[Any, ...], settings: tuple[Any, ...]) -> None:
-    """Call `kernel` with the arrays, every part (first row, end) of the rows of `out`, and the settings."""
-    rows = out.shape[0]
+def _in_rows(kernel: Any, out: Tensor, tensors: tuple[Tensor, ...], settings: tuple[Any, ...]) -> None:
+    """Call `kernel` with the tensors, every part (first row, end) of the rows of `out`, and the settings."""
+    arrays, rows = [tensor.numpy() for tensor in tensors], out.shape[0]
     threads = min(torch.get_num_threads(), rows, out.numel() // _LEAST_WORK)
     if threads <= 1:
         kernel(*arrays, (0, rows), *settings)
@@ -140,6 +148,73 @@ def _affine(packed: Any, scale: Any, offset: Any, out: Any, part: Any, bits: int
             first = (row * runs + run) * size
             for place in range(size):
                 out[row, run * size + place] = start + factor * np.float32(_code(packed, first + place, bits))
+
+
+def _eight_codes(context: Any, builder: Any, kind: Any, packed: Any, number: Any, width: Any) -> Any:
+    """Codes `number` to `number` + 7 of a stream of `width`-bit codes as a vector; `number` is a multiple of 8."""
+    first = builder.mul(builder.lshr(number, _WORD(3)), width)
+    room = pointer(context, builder, kind, packed, first, _EIGHT, ir.IntType(8))
+    word = spread(builder, builder.load(builder.bitcast(room, _WORD.as_pointer()), align=1), _EIGHT)
+    places = ir.Constant(vector(_EIGHT, _WORD), list(range(_EIGHT)))
+    shifted = builder.lshr(word, builder.mul(places, spread(builder, width, _EIGHT)))
+    mask = builder.sub(builder.shl(_WORD(1), width), _WORD(1))
+    return builder.trunc(builder.and_(shifted, spread(builder, mask, _EIGHT)), vector(_EIGHT, _INT))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _write_affine(typing: Any, out: Any, packed: Any, at: Any, bits: Any, factor: Any, start: Any) -> Any:
+    """out[at : at + 8] = start + factor * the eight codes there; `at` is a multiple of 8."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        target, codes, number, width, scale, offset = arguments
+        plain = _eight_codes(context, builder, signature.args[1], codes, number, width)
+        weights = builder.fmul(builder.uitofp(plain, vector(_EIGHT)), spread(builder, scale, _EIGHT))
+        weights = builder.fadd(weights, spread(builder, offset, _EIGHT))
+        builder.store(weights, pointer(context, builder, signature.args[0], target, number, _EIGHT), align=4)
+        return context.get_dummy_value()
+
+    return types.void(out, packed, at, bits, factor, start), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _write_levels(typing: Any, out: Any, packed: Any, at: Any, bits: Any, levels: Any, factor: Any) -> Any:
+    """out[at : at + 8] = factor * the levels of the eight codes there; `at` is a multiple of 8."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        target, codes, number, width, table, scale = arguments
+        plain = _eight_codes(context, builder, signature.args[1], codes, number, width)
+        data = cgutils.create_struct_proxy(signature.args[4])(context, builder, table).data
+        found = ir.Constant(vector(_EIGHT), ir.Undefined)
+        for lane in range(_EIGHT):
+            level = builder.load(builder.gep(data, [builder.extract_element(plain, _INT(lane))]))
+            found = builder.insert_element(found, level, _INT(lane))
+        weights = builder.fmul(found, spread(builder, scale, _EIGHT))
+        builder.store(weights, pointer(context, builder, signature.args[0], target, number, _EIGHT), align=4)
+        return context.get_dummy_value()
+
+    return types.void(out, packed, at, bits, levels, factor), generate
+
+
+@compiled
+def _scalars(packed: Any, levels: Any, scale: Any, out: Any, part: Any, bits: int, run: int) -> None:
+    """`_codebook` of one book of single weights, in float32, whose runs are a multiple of eight long."""
+    length, flat = out.shape[1], out.reshape(-1)
+    for row in range(part[0], part[1]):
+        for number in range(scale.shape[1]):
+            for place in range(row * length + number * run, row * length + min((number + 1) * run, length), _EIGHT):
+                _write_levels(flat, packed, place, bits, levels, scale[row, number])
+
+
+@compiled
+def _affine_words(packed: Any, scale: Any, offset: Any, out: Any, part: Any, bits: int) -> None:
+    """`_affine` of runs that are a multiple of eight weights long."""
+    runs, flat = scale.shape[1], out.reshape(-1)
+    size = out.shape[1] // runs
+    for row in range(part[0], part[1]):
+        for run in range(runs):
+            first = (row * runs + run) * size
+            for place in range(first, first + size, _EIGHT):
+                _write_affine(flat, packed, place, bits, scale[row, run], offset[row, run])
 
 
 @compiled

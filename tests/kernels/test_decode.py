@@ -144,3 +144,12 @@ def test_without_numba_the_reference_decodes_and_says_so(monkeypatch):
     with pytest.warns(UserWarning, match="numba is not installed"):
         assert torch.equal(codebook_rows(*case, torch.float32), fast)
     decode._way.cache_clear()
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("run", [0, 32])
+def test_single_weights_are_taken_eight_at_a_time(bits, run):
+    case, wanted = codebook_case(1, bits, 1, 5, 72, run, bits)
+    found = numba.codebook_rows(*case, torch.float32)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)
+    assert torch.equal(numba.codebook_rows(*case, torch.bfloat16), found.bfloat16())
