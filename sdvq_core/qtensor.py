@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sdvq_core.errors import ConfigError, StoreError
 
@@ -45,6 +46,12 @@ class Format(ABC):
     def decode(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, dtype: torch.dtype) -> Tensor:
         """The weight of `shape`, in `dtype`, on the device of the stored arrays."""
         return self.assemble(self.unpacked(tensors, shape, meta), tensors, shape, meta).to(dtype)
+
+    def linear(
+        self, x: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, bias: Tensor | None
+    ) -> Tensor:
+        """x [..., I] times a weight of `shape` [O, I] -> x @ W.T + bias, [..., O]; decoded first, unless overridden."""
+        return F.linear(x, self.decode(tensors, shape, meta, x.dtype), bias)
 
     def unpacked(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         """What decoding takes from the codes alone, however the other arrays change: the codes, unless overridden."""

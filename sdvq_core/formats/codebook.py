@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdvq_core.bitpack import packed_nbytes, unpack
 from sdvq_core.grouping import from_groups, groups_per_row
-from sdvq_core.kernels import additive_decode, codebook_rows
+from sdvq_core.kernels import Packed, additive_decode, codebook_rows, linear
 from sdvq_core.qtensor import Format, Meta, TensorSpec, register_format
 
 
@@ -45,6 +45,14 @@ class Codebook(Format):
         groups = groups_per_row(shape, d)
         rows = codebook_rows(tensors["codes"], bits, tensors["codebook"], tensors["scale"], run, groups, dtype)
         return from_groups(rows.view(shape[0], groups, d), shape)
+
+    def linear(
+        self, x: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, bias: Tensor | None
+    ) -> Tensor:
+        groups = groups_per_row(shape, int(meta["group_size"]))
+        stored = (tensors["codes"], int(meta["code_bits"]), tensors["codebook"], tensors["scale"])
+        weight = Packed(*stored, int(meta["scale_group"]), groups)
+        return linear(x, weight, bias, lambda: self.decode(tensors, shape, meta, x.dtype))
 
     def assemble(self, unpacked: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         d = int(meta["group_size"])

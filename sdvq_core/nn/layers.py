@@ -1,7 +1,7 @@
 """QuantizedLinear and QuantizedConv2d: the stored arrays are buffers, the weight exists only when it is needed.
 
 mode "resident": decoded once, at the first forward, and kept in the dtype of the input (speed of the float layer).
-mode "streaming": decoded in every forward and dropped (memory of the codes).
+mode "streaming": decoded in every forward and dropped, or inside the product (memory of the codes).
 Stored arrays keep their dtype under `.to(dtype)` and `.half()`; they move with `.to(device)`.
 """
 
@@ -81,10 +81,14 @@ class QuantizedLayer(StoredBuffers):
         self._decoded = None
 
     @property
+    def stored(self) -> dict[str, Tensor]:
+        """The stored arrays, shared ones included."""
+        return {name: self._stored(name, spec) for name, spec in self.specs.items()}
+
+    @property
     def quantized(self) -> QuantizedTensor:
         """The stored weight as a value."""
-        tensors = {name: self._stored(name, spec) for name, spec in self.specs.items()}
-        return QuantizedTensor(self.form, self.shape, tensors, self.meta)
+        return QuantizedTensor(self.form, self.shape, self.stored, self.meta)
 
     def _stored(self, name: str, spec: TensorSpec) -> Tensor:
         buffer = self._shared[0].get(spec.shared) if spec.shared else self._buffers[name]
@@ -127,6 +131,8 @@ class QuantizedLinear(QuantizedLayer):
         self.in_features, self.out_features = original.in_features, original.out_features
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.mode == "streaming":
+            return get_format(self.form).linear(x, self.stored, self.shape, self.meta, self.bias)
         return F.linear(x, self.decoded(x.dtype), self.bias)
 
 

@@ -21,6 +21,9 @@ from sdvq_core.formats.codebook import expand_scale
 from sdvq_core.formats.trellis import circle_length, from_circles
 from sdvq_core.grouping import from_groups, from_rows, groups_per_row, row_length
 from sdvq_core.kernels import gaussian_code, trellis_decode, unrotate
+from sdvq_core.kernels.decode import WAYS
+from sdvq_core.kernels.linear import MOST_ROWS
+from sdvq_core.nn import QuantizedLinear, SharedCodebooks, set_mode
 from sdvq_core.quantizers import parse
 
 pytest.importorskip("triton")
@@ -32,6 +35,7 @@ from sdvq_core.kernels.linear_triton import codebook_linear
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+linear_room = sys.modules["sdvq_core.kernels.linear"]  # the package offers the function under this name
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -197,6 +201,74 @@ def test_nothing_behind_the_codes_is_read(bits):
         affine_rows(last, bits, scale, scale, 31, torch.float32)
     if bits <= 4:
         trellis_rows(last, bits, gaussian_code(bits, 12), 93, (3, 31))
+
+
+SLOW_AND_FAST = {"inside": lambda ways: (1.0, 2.0), "apart": lambda ways: (2.0, 1.0)}
+
+
+@compared
+@pytest.mark.parametrize("choice", SLOW_AND_FAST)
+@pytest.mark.parametrize("word", ["rvq:bits=3,share=layer", "aq:bits=2,share=layer,rounds=0"])
+def test_a_layer_multiplies_in_the_way_that_was_faster(word, choice, monkeypatch):
+    layer, choices = streaming(word, choice, monkeypatch)
+    for shape in ((5, 32), (2, 8, 32)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(4)).to(DEVICE)
+        exact = x.double() @ layer.quantized.dequantize().double().T + layer.bias.double()
+        got = layer(x)
+        assert got.shape == exact.shape
+        assert float((got.double() - exact).norm() / exact.norm()) < 1e-6
+    assert list(choices.known().values()) == [choice == "inside"] * 2
+
+
+@compared
+def test_what_the_fused_kernel_cannot_do_is_decoded_and_not_timed(monkeypatch):
+    layer, choices = streaming("rvq:bits=3,share=layer", "inside", monkeypatch)
+    x = torch.ones(4, 32, device=DEVICE)
+    layer(torch.ones(MOST_ROWS + 1, 32, device=DEVICE))
+    layer(x.requires_grad_()).sum().backward()
+    assert x.grad is not None
+    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
+        layer(x)
+    streaming("nf4:block_size=32", "inside", monkeypatch, choices)[0](torch.ones(4, 32, device=DEVICE))
+    streaming("tcq:bits=3", "inside", monkeypatch, choices)[0](torch.ones(4, 32, device=DEVICE))
+    assert choices.known() == {}
+    with torch.no_grad():
+        layer(x)
+    assert list(choices.known().values()) == [True]
+
+
+def streaming(word, choice, monkeypatch, choices=None):
+    """A layer [24, 32] that decodes in every forward, and the choices that it is bound to."""
+    choices = choices or linear_room.Choices(SLOW_AND_FAST[choice])
+    monkeypatch.setattr(linear_room, "CHOICES", choices)
+    monkeypatch.setitem(WAYS, "cpu", "triton")
+    quantized = parse(word).quantize(gaussian((24, 32)))
+    original = torch.nn.Linear(32, 24).requires_grad_(False)
+    layer = QuantizedLinear(original, quantized.format, quantized.meta, SharedCodebooks())
+    layer.fill(quantized.tensors)
+    set_mode(layer, "streaming")
+    return layer.to(DEVICE), choices
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="no CUDA device")
+def test_ways_are_timed_on_the_gpu_and_never_while_a_graph_is_captured(monkeypatch):
+    layer, _ = streaming("rvq:bits=3,share=layer", "inside", monkeypatch)
+    choices = linear_room.Choices(linear_room.gpu_seconds)
+    monkeypatch.setattr(linear_room, "CHOICES", choices)
+    x, other = torch.ones(4, 32, device=DEVICE), torch.ones(8, 32, device=DEVICE)
+    with torch.no_grad():
+        wanted, beyond = layer(x), layer(other)
+        known = choices.known()
+        assert len(known) == 2
+        choices._fused.pop(next(case for case in known if case.rows == 8))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got, more = layer(x), layer(other)
+    graph.replay()
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(more, beyond)
+    assert len(choices.known()) == 1
 
 
 def test_what_is_not_supported_is_said_in_words():
