@@ -46,7 +46,7 @@ def compress(
     LayerError names a layer with weights that are not finite, or that 16-bit scales cannot hold.
     """
     weights = {item.name: _weight(model, item.name) for item in plan.assignments}
-    shared = _SharedSets(plan, weights)
+    shared = SharedSets(plan, weights)
     turns = {item.name: item for item in plan.assignments}
     for index, item in enumerate(turns[name] for name in order or turns):
         earlier = done(item.name)
@@ -61,7 +61,7 @@ def compress(
         yield LayerResult(record, tensor, index, len(plan.assignments))
 
 
-class _SharedSets:
+class SharedSets:
     """The codebook sets that several layers use: fitted at their first layer, or taken from a finished one."""
 
     def __init__(self, plan: CompressionPlan, weights: Mapping[str, Tensor]) -> None:

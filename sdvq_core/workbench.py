@@ -175,11 +175,11 @@ class Workbench:
         """What to type to measure `arms` on `model`."""
         return first_command(model, arms, self.default_prompts(model))
 
-    def bench(self, suite: str = "") -> Iterator[Progress | BenchResult]:
-        """Speed on this machine beside others', one suite or all."""
+    def bench(self, suite: str = "", out: Path | None = None) -> Iterator[Progress | BenchResult]:
+        """Speed on this machine beside others', one suite or all; `out` gets every row as soon as it is measured."""
         from sdvq_core.bench import bench
 
-        return bench(suite)
+        return bench(suite, out)
 
     def default_prompts(self, model: str) -> list[str]:
         """Prompts to evaluate `model` on when the user gives none."""

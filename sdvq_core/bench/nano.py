@@ -25,7 +25,7 @@ _ARM, _ROUNDS = "rvq:bits=3", 15
 
 
 @contextmanager
-def _models() -> Iterator[tuple[Engine, dict[str, Any]]]:
+def nano_models() -> Iterator[tuple[Engine, dict[str, Any]]]:
     """The engine, and nano's UNet three times: fp16 weights, resident and streaming codes."""
     with tempfile.TemporaryDirectory() as folder:
         engine, arm = Engine(Path(folder), "cpu"), parse_arm(_ARM)
@@ -41,9 +41,9 @@ def _models() -> Iterator[tuple[Engine, dict[str, Any]]]:
 
 def step() -> Iterator[Row]:
     """One call of the UNet with both guidance halves of one image."""
-    with _models() as (engine, models):
-        inputs = _inputs(engine)
-        cases = {name: lambda unet=unet: _call(unet, inputs) for name, unet in models.items()}
+    with nano_models() as (engine, models):
+        inputs = nano_inputs(engine)
+        cases = {name: lambda unet=unet: call(unet, inputs) for name, unet in models.items()}
         seconds = in_turns(cases, _ROUNDS)
         resident = f"{_ARM}, resident"
         yield from rows("step", {name: seconds[name] for name in cases if name != "fp16"}, resident)
@@ -54,14 +54,14 @@ def load() -> Iterator[Row]:
     """From files in the page cache to a UNet that has answered once."""
     from diffusers import UNet2DConditionModel
 
-    with _models() as (engine, _):
-        path, inputs = engine.cached("nano", parse_arm(_ARM)), _inputs(engine)
+    with nano_models() as (engine, _):
+        path, inputs = engine.cached("nano", parse_arm(_ARM)), nano_inputs(engine)
         assert path is not None
         original = Path(engine.base("nano").source.location) / "unet"
         cases = {
             "fp16": lambda: UNet2DConditionModel.from_pretrained(original),
             f"{_ARM}, streaming": lambda: load_artifact(path, torch.device("cpu"), torch.float32, "streaming"),
-            f"{_ARM}, decoded once": lambda: _call(
+            f"{_ARM}, decoded once": lambda: call(
                 load_artifact(path, torch.device("cpu"), torch.float32, "resident"), inputs
             ),
         }
@@ -70,13 +70,13 @@ def load() -> Iterator[Row]:
 
 def e2e() -> Iterator[Row]:
     """One image of 20 steps, without decoding it."""
-    with _models() as (engine, models):
+    with nano_models() as (engine, models):
         base, sampling = engine.base("nano"), Sampling("a red frog on a blue background")
         cases = {name: lambda unet=unet: list(sample(base, unet, sampling)) for name, unet in models.items()}
         yield from rows("e2e", in_turns(cases, 5), "fp16")
 
 
-def _inputs(engine: Engine) -> dict[str, Any]:
+def nano_inputs(engine: Engine) -> dict[str, Any]:
     config = engine.base("nano").unet.config
     generator = torch.Generator().manual_seed(0)
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
@@ -92,5 +92,5 @@ def _inputs(engine: Engine) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _call(unet: Any, inputs: dict[str, Any]) -> None:
+def call(unet: Any, inputs: dict[str, Any]) -> None:
     unet(**inputs, return_dict=False)

@@ -11,20 +11,22 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One case. seconds: median over the rounds; low, high: quartiles. rate: work per second, in `unit`.
+    """One case. seconds: median over the rounds; low, high: quartiles, where there are rounds. rate: in `unit`.
 
-    ratio: the other case's median over this one's (above 1: this one is faster), `against` names the other.
+    ratio: the other case's median over this one's (above 1: this one is faster), `against` names the other; of bytes,
+    the other case's over this one's. note: what else belongs to the number; why there is none, where it failed.
     """
 
     suite: str
     case: str
-    seconds: float
-    low: float
-    high: float
+    seconds: float | None = None
+    low: float | None = None
+    high: float | None = None
     rate: float | None = None
     unit: str = ""
     ratio: float | None = None
     against: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

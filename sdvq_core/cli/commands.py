@@ -210,14 +210,15 @@ def evaluate(
 @app.command()
 def bench(
     suite: Annotated[
-        str, typer.Argument(metavar="[SUITE]", help="decode, encode, step, load, e2e; default: all.")
+        str, typer.Argument(metavar="[SUITE]", help="decode, encode, step, load, memory, e2e, gpu; default: all.")
     ] = "",
+    out: Annotated[Path | None, typer.Option(help="File that gets each row as a line of JSON, at once.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure speed on this machine, both sides of every ratio in one run."""
     from sdvq_core.bench import BenchResult, markdown
 
-    result = last(_workbench().bench(suite), BenchResult)
+    result = last(_workbench().bench(suite, out), BenchResult)
     print_answer(as_json, result.to_json(), [markdown(result).rstrip()])
 
 

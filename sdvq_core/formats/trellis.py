@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdvq_core.bitpack import packed_nbytes, unpack
 from sdvq_core.grouping import from_rows, row_length
-from sdvq_core.kernels import gaussian_code, trellis_rows, unrotate
+from sdvq_core.kernels import code_table, trellis_rows, unrotate
 from sdvq_core.qtensor import Format, Meta, TensorSpec, register_format
 
 _SHORT = 128  # places below which a circle's closing costs noticeably
@@ -61,7 +61,7 @@ class Trellis(Format):
     def unpacked(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         """Rows [O, n] of unit scale, rotated back: a row's scale commutes with the rotation."""
         bits = int(meta["bits"])
-        table = gaussian_code(bits, int(meta["state_bits"])).to(tensors["scale"].device)
+        table = code_table(bits, int(meta["state_bits"]), tensors["scale"].device)
         size = (shape[0], row_length(shape))
         values = trellis_rows(tensors["codes"], bits, table, circle_length(*size), size)  # [O, n]
         return unrotate(values, int(meta["seed"]))
@@ -74,5 +74,5 @@ class Trellis(Format):
 
     def levels(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         """Values of the code in the rotated basis, around the offset; a weight is a signed mean of many of them."""
-        table = gaussian_code(int(meta["bits"]), int(meta["state_bits"])).to(tensors["scale"].device)
+        table = code_table(int(meta["bits"]), int(meta["state_bits"]), tensors["scale"].device)
         return (tensors["offset"].float() + table * tensors["scale"].float().median()).sort().values

@@ -3,12 +3,13 @@
 from sdvq_core.kernels.additive import additive_decode, additive_decode_reference, additive_scatter
 from sdvq_core.kernels.decode import affine_rows, codebook_rows, trellis_rows, way
 from sdvq_core.kernels.hadamard import hadamard_block, rotate, scramble, unrotate
-from sdvq_core.kernels.linear import Packed, linear
+from sdvq_core.kernels.linear import CHOICES, Packed, linear
 from sdvq_core.kernels.search import beam_search, beam_search_reference, chunks, nearest, nearest_reference
-from sdvq_core.kernels.trellis import gaussian_code, trellis_decode
+from sdvq_core.kernels.trellis import code_table, gaussian_code, trellis_decode
 from sdvq_core.kernels.viterbi import viterbi, viterbi_reference
 
 __all__ = [
+    "CHOICES",
     "Packed",
     "additive_decode",
     "additive_decode_reference",
@@ -17,6 +18,7 @@ __all__ = [
     "beam_search",
     "beam_search_reference",
     "chunks",
+    "code_table",
     "codebook_rows",
     "gaussian_code",
     "hadamard_block",

@@ -36,6 +36,12 @@ def gaussian_code(bits: int, state_bits: int) -> Tensor:
     return rounded.float()
 
 
+@lru_cache(maxsize=16)
+def code_table(bits: int, state_bits: int, device: torch.device) -> Tensor:
+    """`gaussian_code` on `device`: copied there once, so that decoding waits for nothing and fits into a CUDA graph."""
+    return gaussian_code(bits, state_bits).to(device)
+
+
 def trellis_decode(codes: Tensor, bits: int, table: Tensor) -> Tensor:
     """codes int [S, T], circles of T codes, and the table [2^L] -> values [S, T]."""
     state = codes.to(torch.int32)

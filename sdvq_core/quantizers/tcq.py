@@ -18,7 +18,7 @@ from sdvq_core.bitpack import pack
 from sdvq_core.errors import ConfigError
 from sdvq_core.formats.trellis import circle_length, columns_per_circle, from_circles, to_circles
 from sdvq_core.grouping import row_length, to_rows
-from sdvq_core.kernels import gaussian_code, rotate, trellis_decode, viterbi
+from sdvq_core.kernels import code_table, rotate, trellis_decode, viterbi
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.quantizers.base import Quantizer, Value, knob, register
 from sdvq_core.quantizers.feedback import DAMPING, damped, feed_back
@@ -61,7 +61,7 @@ class TrellisCoded(Quantizer):
         offset = _large_mean(weight)
         rows = rotate(to_rows(weight.detach().float()) - offset.float(), _SEED)  # [O, n]
         spread = rows.square().mean(1, keepdim=True).sqrt()  # [O, 1]
-        search = _Search(self.bits, gaussian_code(self.bits, int(meta["state_bits"])).to(rows.device), spread)
+        search = _Search(self.bits, code_table(self.bits, int(meta["state_bits"]), rows.device), spread)
         unit = rows / (spread * _SPREAD[self.bits]).masked_fill(spread == 0, 1)
         if stats is None:
             codes, moment = search.columns(unit), None

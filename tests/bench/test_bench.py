@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from sdvq_core.bench import SUITES, BenchResult, bench, markdown
 from sdvq_core.bench import decode as decode_room
 from sdvq_core.bench import encode as encode_room
 from sdvq_core.bench import machine as machine_room
-from sdvq_core.bench.timing import in_turns, rows
+from sdvq_core.bench.timing import Row, in_turns, rows
 from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import Progress
 
@@ -48,6 +49,37 @@ def test_a_suite_runs_and_is_told_in_words(small: None, suite: str) -> None:
     assert {"processor", "threads", "copy", "gemm", "torch"} <= set(result.machine)
     assert json.loads(json.dumps(result.to_json()))["rows"]
     assert markdown(result).count("\n") == len(result.rows) + 4
+
+
+def test_rows_are_written_as_they_come(small: None, tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    events = bench("decode", out)
+    next(events)
+    next(events)
+    facts, first = map(json.loads, out.read_text("utf-8").splitlines())
+    assert "processor" in facts
+    assert first["suite"] == "decode"
+    *_, result = events
+    assert [json.loads(line) for line in out.read_text("utf-8").splitlines()[1:]] == result.to_json()["rows"]
+    with pytest.raises(ConfigError, match="cannot be written"):
+        list(bench("decode", tmp_path / "nowhere" / "rows.jsonl"))
+
+
+def test_rows_without_times_are_told_by_their_note() -> None:
+    table = markdown(
+        BenchResult({}, (Row("s", "size", rate=2.0, unit="MB", ratio=5.0, against="fp16"), Row("s", "x", note="no")))
+    )
+    assert table.splitlines()[-2:] == ["| s | size |  | 2 MB | 5 × fp16 |  |", "| s | x |  |  |  | no |"]
+
+
+@pytest.mark.slow
+def test_memory_is_told_by_record_and_as_measured() -> None:
+    *_, result = bench("memory")
+    cases = {row.case: row for row in result.rows}
+    record = cases["by record, weights + scratch, rvq:bits=3, streaming"]
+    assert record.ratio is not None
+    assert record.ratio > 1.5
+    assert sum("measured" in case for case in cases) == 3
 
 
 @pytest.mark.slow

@@ -1,0 +1,98 @@
+"""One call of SDXL's UNet on the GPU: bfloat16 weights, 3-bit codes resident and streaming; and what the weights take.
+
+Keys and values of the prompt are computed once, on every side. Each case is measured launched from Python and as a
+CUDA graph, which is captured after a warm-up in which every layer chose its way of multiplying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdvq_core.bench.full_size import random_unet, with_random_codes
+from sdvq_core.bench.gpu_setting import SUITE, Setting, inputs
+from sdvq_core.bench.memory import memory_rows
+from sdvq_core.bench.timing import Row
+from sdvq_core.kernels import CHOICES
+from sdvq_core.nn import PromptCache, make_ready
+from sdvq_core.quantizers import parse
+
+_WORD, _FLOAT = "rvq:bits=3", "bf16"
+_WAYS = ("CUDA graph", "launched from Python")
+
+
+def large_steps(setting: Setting) -> Iterator[Row]:
+    """Two guidance halves of one large image (1024 px); then memory."""
+    models = _models(setting)
+    yield from _steps(setting, models, setting.cells[0], 2)
+    given = inputs(setting, setting.cells[0], 2)
+    calls = {f"memory, {name}": (unet, _call(unet, given)) for name, unet in models.items()}
+    yield from memory_rows(SUITE, calls, setting.device)
+
+
+def small_steps(setting: Setting) -> Iterator[Row]:
+    """One small image (512 px) without guidance."""
+    yield from _steps(setting, _models(setting), setting.cells[1], 1)
+
+
+def _models(setting: Setting) -> dict[str, nn.Module]:
+    """Three UNets of their own: float weights, codes decoded once, codes decoded in every call."""
+    found = {_FLOAT: random_unet(setting.device, setting.dtype, setting.config)}
+    for mode in ("resident", "streaming"):
+        unet = with_random_codes(random_unet(setting.device, setting.dtype, setting.config), parse(_WORD))
+        obstacle = make_ready(unet, mode, setting.dtype)
+        if obstacle:
+            raise RuntimeError(obstacle)
+        found[f"{_WORD} {mode}"] = unet
+    return found
+
+
+def _steps(setting: Setting, models: dict[str, nn.Module], cells: int, batch: int) -> Iterator[Row]:
+    given = inputs(setting, cells, batch)
+    calls = {name: _call(unet, given) for name, unet in models.items()}
+    for way in _WAYS:
+        prefix = f"step {8 * cells} px batch {batch}, {way}, "
+        make = setting.clock.captured if way == "CUDA graph" else _as_it_is
+        cases = {prefix + name: make(call) for name, call in calls.items()}
+        timed = setting.timed(cases, prefix + _FLOAT)
+        for row in timed:
+            yield replace(row, note=_ratio(row, timed[0]))
+    known = CHOICES.known()
+    yield Row(SUITE, f"step {8 * cells} px batch {batch}, ways of multiplying", note=_chosen(known))
+
+
+def _call(unet: nn.Module, given: dict[str, Any]) -> Callable[[], Tensor]:
+    """The UNet's answer, keys and values of the prompt kept from call to call."""
+    cache = PromptCache(unet)
+
+    def call() -> Tensor:
+        with torch.no_grad(), cache:
+            answer: Tensor = unet(**given, return_dict=False)[0]
+        return answer
+
+    return call
+
+
+def _as_it_is(call: Callable[[], object]) -> Callable[[], object]:
+    call()
+    return call
+
+
+def _ratio(row: Row, to: Row) -> str:
+    if row.case == to.case or not row.seconds or not to.seconds:
+        return ""
+    return f"{row.seconds / to.seconds:.3f} of {_FLOAT}'s time"
+
+
+def _chosen(known: dict[Any, bool]) -> str:
+    """How many kinds of product decode inside, by rows of x."""
+    rows = sorted({case.rows for case in known})
+    parts = []
+    for count in rows:
+        chosen = [fused for case, fused in known.items() if case.rows == count]
+        parts.append(f"{sum(chosen)} of {len(chosen)} shapes at {count} rows")
+    return "decoded inside the product: " + (", ".join(parts) or "none, no product was short enough")
