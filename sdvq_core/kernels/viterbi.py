@@ -2,16 +2,16 @@
 
 Two passes (QTIP, arXiv 2406.11235, section 4): the first searches a window around the seam of the circle with free ends
 and fixes the L - k bits that the last state hands to the first; the second is exact among the circles that pass there.
-Costs are ``weight (target - value)^2``, summed in float32; of equal ones the lowest state wins. Numba where it can be
-had and the tensors are on the CPU, torch elsewhere: the same additions in the same order, so the same codes.
+Costs are ``weight (target - value)^2``, summed in float32; of equal ones the lowest state wins. Numba on the CPU,
+Triton on a CUDA GPU, torch where they cannot be had: the same additions in the same order, so the same codes.
 """
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
+
+from sdvq_core.kernels.decode import way
 
 _WINDOW = 64  # places on either side of the seam that the first pass sees, more than once on a short circle
 _CHUNK_NBYTES = 64 << 20
@@ -19,10 +19,15 @@ _CHUNK_NBYTES = 64 << 20
 
 def viterbi(target: Tensor, weight: Tensor, table: Tensor, bits: int) -> Tensor:
     """target, weight float32 [S, T], table [2^L] -> codes uint8 [S, T] of S circles."""
-    if target.device.type == "cpu" and find_spec("numba") is not None:
-        from sdvq_core.kernels.viterbi_numba import search
+    fast = way(target.device)
+    if fast == "numba":
+        from sdvq_core.kernels import viterbi_numba
 
-        return search(target, weight, table, bits, _WINDOW)
+        return viterbi_numba.search(target, weight, table, bits, _WINDOW)
+    if fast == "triton":
+        from sdvq_core.kernels import viterbi_triton
+
+        return viterbi_triton.search(target, weight, table, bits, _WINDOW)
     return viterbi_reference(target, weight, table, bits)
 
 

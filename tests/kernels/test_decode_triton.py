@@ -20,7 +20,7 @@ from sdvq_core.bitpack import pack, packed_nbytes
 from sdvq_core.formats.codebook import expand_scale
 from sdvq_core.formats.trellis import circle_length, from_circles
 from sdvq_core.grouping import from_groups, from_rows, groups_per_row, row_length
-from sdvq_core.kernels import gaussian_code, trellis_decode, unrotate
+from sdvq_core.kernels import gaussian_code, trellis_decode, unrotate, viterbi_reference
 from sdvq_core.kernels.decode import WAYS
 from sdvq_core.kernels.linear import MOST_ROWS
 from sdvq_core.nn import QuantizedLinear, SharedCodebooks, set_mode
@@ -29,8 +29,10 @@ from sdvq_core.quantizers import parse
 pytest.importorskip("triton")
 import triton
 
+from sdvq_core.kernels import viterbi_triton
 from sdvq_core.kernels.decode_triton import DTYPES, affine_rows, codebook_rows, trellis_rows, unsupported
 from sdvq_core.kernels.linear_triton import codebook_linear
+from sdvq_core.kernels.viterbi_triton import search as viterbi_search
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -203,6 +205,31 @@ def test_nothing_behind_the_codes_is_read(bits):
         trellis_rows(last, bits, gaussian_code(bits, 12), 93, (3, 31))
 
 
+@compared
+@pytest.mark.parametrize(
+    ("shape", "bits", "state_bits"),
+    [((3, 20), 3, 6), ((2, 130), 2, 6), ((2, 12), 1, 4), ((2, 17), 4, 8), ((1, 3), 3, 9), ((2, 5), 4, 4)],
+)
+def test_the_viterbi_kernel_finds_the_codes_of_the_reference(shape, bits, state_bits):
+    target, mass = gaussian(shape, 1, 1.0), gaussian(shape, 2, 1.0).abs()
+    mass[0] = 0
+    table = gaussian_code(bits, state_bits)
+    found = viterbi_search(target.to(DEVICE), mass.to(DEVICE), table.to(DEVICE), bits, 64)
+    assert torch.equal(found.cpu(), viterbi_reference(target, mass, table, bits))
+
+
+@compared
+def test_programs_go_from_circle_to_circle(monkeypatch):
+    """With room for one program only."""
+    monkeypatch.setattr(viterbi_triton, "_ROOM_NBYTES", 1)
+    target, table = gaussian((4, 9), 3, 1.0), gaussian_code(2, 6)
+    ones = torch.ones_like(target)
+    turned = target.T.contiguous().T.to(DEVICE)
+    found = viterbi_search(turned, ones.to(DEVICE), table.to(DEVICE), 2, 64)
+    assert torch.equal(found.cpu(), viterbi_reference(target, ones, table, 2))
+    assert viterbi_search(turned[:0], turned[:0], table.to(DEVICE), 2, 64).shape == (0, 9)
+
+
 SLOW_AND_FAST = {"inside": lambda ways: (1.0, 2.0), "apart": lambda ways: (2.0, 1.0)}
 
 
@@ -371,3 +398,15 @@ def test_kernels_compile_for_a_layer_of_one_weight(monkeypatch, tmp_path):
     trellis_rows(codes[0], 3, torch.zeros(8), 1, (1, 1), torch.float16)
     codebook_linear(torch.zeros(1, 2).half(), codes, 8, torch.zeros(1, 256, 2).half(), one, 1)
     assert len(found) == 5
+
+
+@compiled
+@pytest.mark.parametrize(("bits", "state_bits"), [(3, 12), (1, 16), (4, 10), (2, 4)])
+def test_the_viterbi_kernel_compiles(bits, state_bits, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found = []
+    monkeypatch.setattr(triton.runtime.JITFunction, "run", ahead_of_time(80, found))
+    viterbi_search(torch.zeros(8, 128), torch.ones(8, 128), gaussian_code(bits, state_bits), bits, 64)
+    assert found[0].metadata.shared <= 48 << 10
+    assert "bar.sync" in found[0].asm["ptx"], "a step reads what the last one wrote"
+    assert "fma.rn.f32" not in found[0].asm["ptx"], "multiply, then add: the reference's rounding"
