@@ -151,11 +151,10 @@ def fits(x: Tensor, weight: Packed, bias: Tensor | None) -> bool:
         return False
     if torch.is_grad_enabled() and any(part.requires_grad for part in given):
         return False
-    from sdvq_core.kernels.decode_triton import dense, unsupported
+    from sdvq_core.kernels.decode_triton import unsupported
 
-    stored = (weight.codes, weight.books, weight.scale)
     count = len(weight.scale) * weight.groups * size
-    return unsupported("linear", x.device, x.dtype, weight.bits, count) is None and dense(*stored, *given[1:])
+    return unsupported("linear", x.device, x.dtype, weight.bits, count) is None
 
 
 def _is_short(x: Tensor, weight: Packed) -> bool:

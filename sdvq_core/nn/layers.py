@@ -104,8 +104,7 @@ class QuantizedLayer(StoredBuffers):
         return self._decoded
 
     def _decode(self, dtype: torch.dtype) -> Tensor:
-        tensors = {name: self._stored(name, spec) for name, spec in self.specs.items()}
-        return get_format(self.form).decode(tensors, self.shape, self.meta, dtype)  # checked when it was filled
+        return get_format(self.form).decode(self.stored, self.shape, self.meta, dtype)  # checked when it was filled
 
     @property
     def weight(self) -> Tensor:
