@@ -1,4 +1,4 @@
-"""Codes nearest to points: one codebook or several that add up. numba where it can, torch elsewhere, the same choice.
+"""Codes nearest to points, of one codebook or several that add up: numba on the CPU, Triton on CUDA, torch elsewhere.
 
 The torch reference keeps the `beam` best partial sums per point; adding entry c to one that leaves r over costs
 ``|r - c|^2 = |r|^2 - 2 r.c + |c|^2``, per element where the importance differs. N points, M codebooks of K entries of
@@ -8,14 +8,16 @@ d numbers, B hypotheses.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from sdvq_core.kernels.decode import way
+
 CHUNK_NBYTES = 4 << 20  # of one block of the [N, K] distance matrix: stays near the cache, and off mmap
 _BEAM_NBYTES = 8 << 20  # of one block of scores
+_GPU_NBYTES = 1 << 30  # of a block on a GPU, where a small one is over before the next is launched
 _LANES = 16  # scores to a vector of the compiled search: K must be a multiple
 
 
@@ -27,9 +29,8 @@ def chunks(count: int, row_nbytes: int, budget: int = CHUNK_NBYTES) -> Iterator[
 
 def nearest(points: Tensor, centres: Tensor, weights: Tensor | None = None) -> Tensor:
     """points [N, d], centres [K, d], weights [N, d], [N, 1] or none -> index of the cheapest centre, int64 [N]."""
-    if _compiled(points, centres[None], weights):
-        return beam_search(points, centres[None], weights, 1)[0]
-    return nearest_reference(points, centres, weights)
+    found = _fast(points, centres[None], weights, 1)
+    return nearest_reference(points, centres, weights) if found is None else found[0]
 
 
 def nearest_reference(points: Tensor, centres: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -37,7 +38,7 @@ def nearest_reference(points: Tensor, centres: Tensor, weights: Tensor | None = 
     found = torch.empty(len(points), dtype=torch.int64, device=points.device)
     squares = centres.square()  # [K, d]
     norms = squares.sum(1)  # [K]
-    for part in chunks(len(points), 4 * len(centres)):
+    for part in chunks(len(points), 4 * len(centres), _budget(points, CHUNK_NBYTES)):
         if weights is None or weights.shape[1] == 1:
             cost = torch.addmm(norms, points[part], centres.T, alpha=-2)  # [n, K]
         else:
@@ -48,17 +49,14 @@ def nearest_reference(points: Tensor, centres: Tensor, weights: Tensor | None = 
 
 def beam_search(points: Tensor, codebooks: Tensor, weights: Tensor | None, beam: int) -> Tensor:
     """points [N, d], codebooks [M, K, d], weights [N, d], [N, 1] or none -> codes int64 [M, N]; B = `beam`."""
-    if _compiled(points, codebooks, weights):
-        from sdvq_core.kernels.search_numba import beam_search as compiled
-
-        return compiled(points, codebooks, beam)
-    return beam_search_reference(points, codebooks, weights, beam)
+    found = _fast(points, codebooks, weights, beam)
+    return beam_search_reference(points, codebooks, weights, beam) if found is None else found
 
 
 def beam_search_reference(points: Tensor, codebooks: Tensor, weights: Tensor | None, beam: int) -> Tensor:
     """`beam_search` in plain torch, on any device."""
     found = torch.empty(len(codebooks), len(points), dtype=torch.int64, device=points.device)
-    for part in chunks(len(points), 4 * beam * codebooks.shape[1], _BEAM_NBYTES):
+    for part in chunks(len(points), 4 * beam * codebooks.shape[1], _budget(points, _BEAM_NBYTES)):
         found[:, part] = _search(points[part], codebooks, None if weights is None else weights[part], beam)
     return found
 
@@ -99,7 +97,22 @@ def _smallest(score: Tensor, keep: int) -> Tensor:
     return score.argmin(1, keepdim=True) if keep == 1 else score.topk(keep, 1, largest=False, sorted=False).indices
 
 
-def _compiled(points: Tensor, codebooks: Tensor, weights: Tensor | None) -> bool:
-    suitable = codebooks.shape[1] % _LANES == 0 and (weights is None or weights.shape[1] == 1)
-    here = points.dtype == codebooks.dtype == torch.float32 and points.device.type == codebooks.device.type == "cpu"
-    return suitable and here and find_spec("numba") is not None
+def _budget(points: Tensor, on_cpu: int) -> int:
+    return on_cpu if points.device.type == "cpu" else _GPU_NBYTES
+
+
+def _fast(points: Tensor, codebooks: Tensor, weights: Tensor | None, beam: int) -> Tensor | None:
+    """`beam_search` by a compiled kernel; None where there is none for this."""
+    plain = points.dtype == codebooks.dtype == torch.float32 and points.device == codebooks.device and len(points) > 0
+    if not plain or (weights is not None and weights.shape[1] != 1):  # weights of a point change none of its choices
+        return None
+    compiler = way(points.device)
+    if compiler == "numba" and codebooks.shape[1] % _LANES == 0:
+        from sdvq_core.kernels import search_numba
+
+        return search_numba.beam_search(points, codebooks, beam)
+    if compiler == "triton":
+        from sdvq_core.kernels import search_triton
+
+        return search_triton.beam_search(points, codebooks, beam) if search_triton.suits(codebooks, beam) else None
+    return None

@@ -20,7 +20,7 @@ from sdvq_core.bitpack import pack, packed_nbytes
 from sdvq_core.formats.codebook import expand_scale
 from sdvq_core.formats.trellis import circle_length, from_circles
 from sdvq_core.grouping import from_groups, from_rows, groups_per_row, row_length
-from sdvq_core.kernels import gaussian_code, trellis_decode, unrotate, viterbi_reference
+from sdvq_core.kernels import beam_search_reference, gaussian_code, trellis_decode, unrotate, viterbi_reference
 from sdvq_core.kernels.decode import WAYS
 from sdvq_core.kernels.linear import MOST_ROWS
 from sdvq_core.nn import QuantizedLinear, SharedCodebooks, set_mode
@@ -29,7 +29,7 @@ from sdvq_core.quantizers import parse
 pytest.importorskip("triton")
 import triton
 
-from sdvq_core.kernels import viterbi_triton
+from sdvq_core.kernels import search_triton, viterbi_triton
 from sdvq_core.kernels.decode_triton import DTYPES, affine_rows, codebook_rows, trellis_rows, unsupported
 from sdvq_core.kernels.linear_triton import codebook_linear
 from sdvq_core.kernels.viterbi_triton import search as viterbi_search
@@ -230,6 +230,38 @@ def test_programs_go_from_circle_to_circle(monkeypatch):
     assert viterbi_search(turned[:0], turned[:0], table.to(DEVICE), 2, 64).shape == (0, 9)
 
 
+@compared
+@pytest.mark.parametrize("case", [(20, 3, 16, 8, 8), (17, 1, 32, 4, 8), (5, 2, 64, 3, 5), (9, 3, 4, 2, 8)], ids=str)
+def test_the_search_kernel_finds_the_codes_of_the_reference(case):
+    count, books, entries, size, beam = case
+    points, codebooks = gaussian((count, size), 1, 1.0), gaussian((books, entries, size), 2, 0.5)
+    found = search_triton.beam_search(points.to(DEVICE), codebooks.to(DEVICE), beam)
+    assert found.shape == (books, count)
+    assert torch.equal(found.cpu(), beam_search_reference(points, codebooks, None, beam))
+
+
+@compared
+@pytest.mark.parametrize(
+    "word", ["rvq:codebooks=2,code_bits=4,share=layer", "aq:codebooks=2,code_bits=4,rounds=1", "tcq"]
+)
+def test_quantizing_by_kernels_finds_as_good_codes(word, monkeypatch):
+    weight = gaussian((8, 16))
+    wanted = parse(word).quantize(weight)
+    monkeypatch.setitem(WAYS, "cpu", "triton")
+    found = parse(word).quantize(weight.to(DEVICE))
+    assert {array.device.type for array in found.tensors.values()} == {DEVICE}
+    error, least = (float((it.dequantize().cpu() - weight).square().sum()) for it in (found, wanted))
+    assert error == pytest.approx(least, rel=0.02)
+
+
+def test_what_a_search_cannot_hold_in_registers_is_left_to_torch():
+    assert search_triton.suits(torch.zeros(3, 256, 8), 8)
+    assert search_triton.suits(torch.zeros(1, 1024, 4), 1)
+    assert not search_triton.suits(torch.zeros(3, 1024, 8), 8)
+    assert not search_triton.suits(torch.zeros(3, 100, 8), 1), "codes of whole bits"
+    assert not search_triton.suits(torch.zeros(8, 256, 8), 1), "paths of 62 bits"
+
+
 SLOW_AND_FAST = {"inside": lambda ways: (1.0, 2.0), "apart": lambda ways: (2.0, 1.0)}
 
 
@@ -347,7 +379,13 @@ def ahead_of_time(capability, found):
     return run
 
 
-POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8"}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.uint8: "*u8",
+    torch.int64: "*i64",
+}
 
 
 def launch(kind, bits, size, books, dtype):
@@ -410,3 +448,14 @@ def test_the_viterbi_kernel_compiles(bits, state_bits, monkeypatch, tmp_path):
     assert found[0].metadata.shared <= 48 << 10
     assert "bar.sync" in found[0].asm["ptx"], "a step reads what the last one wrote"
     assert "fma.rn.f32" not in found[0].asm["ptx"], "multiply, then add: the reference's rounding"
+
+
+@compiled
+@pytest.mark.parametrize("case", [(3, 256, 8, 8), (1, 256, 8, 1), (4, 512, 4, 8), (1, 16, 1, 1)], ids=str)
+def test_the_search_kernel_compiles(case, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    books, entries, size, beam = case
+    found = []
+    monkeypatch.setattr(triton.runtime.JITFunction, "run", ahead_of_time(80, found))
+    search_triton.beam_search(torch.zeros(64, size), torch.zeros(books, entries, size), beam)
+    assert found[0].metadata.shared <= 48 << 10
