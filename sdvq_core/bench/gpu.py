@@ -45,13 +45,22 @@ def run_sections(sections: Mapping[str, Section], setting: Setting) -> Iterator[
     """The rows of all sections; one that raises ends with a row that says why."""
     for name, section in sections.items():
         try:
-            with torch.no_grad():
-                yield from section(setting)
+            yield from _without_gradients(section(setting))
         except Exception as error:  # whatever it was, the other sections can still be measured
             reason = (str(error).splitlines() or [""])[0]
             yield Row("gpu", name, note=f"failed, {type(error).__name__}: {reason}")
         if setting.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _without_gradients(rows: Iterator[Row]) -> Iterator[Row]:
+    """`rows`, made without gradients; whoever takes them keeps his own setting."""
+    while True:
+        with torch.no_grad():
+            row = next(rows, None)
+        if row is None:
+            return
+        yield row
 
 
 def require_cuda() -> None:

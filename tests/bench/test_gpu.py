@@ -77,7 +77,10 @@ def test_a_section_that_fails_is_a_row_and_the_next_one_goes_on():
         assert not torch.is_grad_enabled()
         yield gpu_encode.Row("gpu", "fine", 1.0)
 
-    found = list(run_sections({"first": failing, "second": fine}, TINY))
+    found = []
+    for row in run_sections({"first": failing, "second": fine}, TINY):
+        assert torch.is_grad_enabled()
+        found.append(row)
     assert [row.case for row in found] == ["fine", "first", "fine"]
     assert (found[1].seconds, found[1].note) == (None, "failed, RuntimeError: no such kernel")
 
