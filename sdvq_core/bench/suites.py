@@ -11,6 +11,7 @@ import torch
 
 from sdvq_core.bench.decode import decode
 from sdvq_core.bench.encode import encode
+from sdvq_core.bench.full import full
 from sdvq_core.bench.gpu import gpu, require_cuda
 from sdvq_core.bench.machine import gpu_machine, machine
 from sdvq_core.bench.memory import memory
@@ -26,6 +27,7 @@ SUITES: dict[str, Callable[[], Iterator[Row]]] = {
     "load": load,
     "memory": memory,
     "e2e": e2e,
+    "full": full,
     "gpu": gpu,
 }
 
@@ -38,7 +40,8 @@ def bench(suite: str = "", out: Path | None = None) -> Iterator[Progress | Bench
     """
     if suite and suite not in SUITES:
         raise ConfigError(f"unknown suite {suite!r}; choose one of {', '.join(SUITES)}, or none for all")
-    wanted = [suite] if suite else [name for name in SUITES if name != "gpu" or torch.cuda.is_available()]
+    too_much = {"full"} if torch.cuda.is_available() else {"full", "gpu"}  # unless asked for
+    wanted = [suite] if suite else [name for name in SUITES if name not in too_much]
     if "gpu" in wanted:
         require_cuda()
     yield Progress("measure", "", 0, len(wanted), "copy bandwidth and matrix products of this machine")

@@ -210,7 +210,10 @@ def evaluate(
 @app.command()
 def bench(
     suite: Annotated[
-        str, typer.Argument(metavar="[SUITE]", help="decode, encode, step, load, memory, e2e, gpu; default: all.")
+        str,
+        typer.Argument(
+            metavar="[SUITE]", help="decode, encode, step, load, memory, e2e, full, gpu; default: the short ones."
+        ),
     ] = "",
     out: Annotated[Path | None, typer.Option(help="File that gets each row as a line of JSON, at once.")] = None,
     as_json: Json = False,

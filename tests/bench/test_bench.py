@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdvq_core.bench import SUITES, BenchResult, bench, markdown
 from sdvq_core.bench import decode as decode_room
 from sdvq_core.bench import encode as encode_room
+from sdvq_core.bench import full as full_room
 from sdvq_core.bench import machine as machine_room
+from sdvq_core.bench.full_size import plan_for, random_unet
 from sdvq_core.bench.timing import Row, in_turns, rows
 from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import Progress
+from sdvq_core.quantizers import parse
 
 
 @pytest.fixture
@@ -92,3 +96,13 @@ def test_suites_on_nano_run(suite: str) -> None:
 def test_an_unknown_suite_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=", ".join(SUITES)):
         list(bench("speed"))
+
+
+def test_a_full_size_unet_is_compressed_whole(monkeypatch: pytest.MonkeyPatch, tiny_base: Any) -> None:
+    config = dict(tiny_base.unet.config)
+    monkeypatch.setattr(full_room, "random_unet", lambda device: random_unet(device, config=config))
+    rtn, rvq = full_room.full()
+    layers = len(plan_for(tiny_base.unet, parse("rvq:bits=3")).assignments)
+    assert f"rtn:bits=4, data-free, all {layers} layers" in rtn.case
+    assert f"rvq:bits=3, data-free, all {layers} layers" in rvq.case
+    assert rvq.rate is not None
