@@ -25,13 +25,13 @@ WAYS = {"cpu": "numba", "cuda": "triton"}
 
 def way(device: torch.device) -> str:
     """What decodes on `device`: "numba", "triton" or "torch"."""
-    return _way(device.type)
+    found = WAYS.get(device.type, "")
+    return found if found and _installed(found) else "torch"
 
 
 @cache
-def _way(device: str) -> str:
-    found = WAYS.get(device, "")
-    return found if found and find_spec(found) is not None else "torch"
+def _installed(name: str) -> bool:
+    return find_spec(name) is not None
 
 
 def codebook_rows(

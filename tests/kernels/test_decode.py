@@ -139,11 +139,11 @@ def test_without_numba_the_reference_decodes_and_says_so(monkeypatch):
     fast = codebook_rows(*case, torch.float32)
     assert decode.way(torch.device("cpu")) == "numba"
     monkeypatch.setattr(decode, "find_spec", lambda name: None)
-    decode._way.cache_clear()
+    decode._installed.cache_clear()
     assert decode.way(torch.device("cpu")) == "torch"
     with pytest.warns(UserWarning, match="numba is not installed"):
         assert torch.equal(codebook_rows(*case, torch.float32), fast)
-    decode._way.cache_clear()
+    decode._installed.cache_clear()
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
