@@ -60,7 +60,7 @@ HEAVY = {  # library -> rooms that may import it
     "numba": {"kernels"},
     "llvmlite": {"kernels"},
     "triton": {"kernels"},
-    "bitsandbytes": {"peers"},
+    "bitsandbytes": {"peers", "bench"},
     "gguf": {"peers"},
     "hqq": {"peers"},
     "optimum": {"peers"},
