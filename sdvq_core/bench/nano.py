@@ -6,9 +6,12 @@ the codes. The artifact is made in a folder of its own, data-free.
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +30,23 @@ _ARM, _ROUNDS = "rvq:bits=3", 15
 @contextmanager
 def nano_models() -> Iterator[tuple[Engine, dict[str, Any]]]:
     """The engine, and nano's UNet three times: fp16 weights, resident and streaming codes."""
-    with tempfile.TemporaryDirectory() as folder:
-        engine, arm = Engine(Path(folder), "cpu"), parse_arm(_ARM)
-        for _ in engine.compress("nano", arm):
-            pass
-        base, path = engine.base("nano"), engine.cached("nano", arm)
-        assert path is not None
-        models = {"fp16": base.unet}
-        for mode in ("resident", "streaming"):
-            models[f"{_ARM}, {mode}"] = load_artifact(path, base.device, base.dtype, mode)
-        yield engine, models
+    engine, arm = Engine(_folder(), "cpu"), parse_arm(_ARM)
+    for _ in engine.compress("nano", arm):
+        pass
+    base, path = engine.base("nano"), engine.cached("nano", arm)
+    assert path is not None
+    models = {"fp16": base.unet}
+    for mode in ("resident", "streaming"):
+        models[f"{_ARM}, {mode}"] = load_artifact(path, base.device, base.dtype, mode)
+    yield engine, models
+
+
+@cache
+def _folder() -> Path:
+    """Where the artifact lies until this process ends, so that it is made once for all suites."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def step() -> Iterator[Row]:

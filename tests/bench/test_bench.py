@@ -36,6 +36,11 @@ def test_cases_take_turns_after_one_that_does_not_count() -> None:
     assert [len(times) for times in seconds.values()] == [3, 3]
 
 
+def test_what_ran_before_is_not_warmed_up_again() -> None:
+    calls: list[str] = []
+    assert len(in_turns({"a": lambda: calls.append("a")}, 2, warm=True)["a"]) == len(calls) == 2
+
+
 def test_ratios_are_of_medians_and_rates_of_work() -> None:
     slow, fast = rows("s", {"slow": [4.0, 1.0, 100.0], "fast": [2.0, 2.0, 1.0]}, "slow", 8.0, "things")
     assert (slow.seconds, slow.ratio, slow.rate) == (4.0, None, 2.0)
