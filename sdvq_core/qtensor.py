@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -52,6 +53,12 @@ class Format(ABC):
     ) -> Tensor:
         """x [..., I] times a weight of `shape` [O, I] -> x @ W.T + bias, [..., O]; decoded first, unless overridden."""
         return F.linear(x, self.decode(tensors, shape, meta, x.dtype), bias)
+
+    def decoder(
+        self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta
+    ) -> Callable[[torch.dtype], Tensor]:
+        """`decode` for every dtype, as often as it is asked while the arrays stay as they are."""
+        return partial(self.decode, tensors, shape, meta)
 
     def unpacked(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         """What decoding takes from the codes alone, however the other arrays change: the codes, unless overridden."""

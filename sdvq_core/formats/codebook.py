@@ -8,20 +8,35 @@ layers store once, or "" for a set of the layer's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sdvq_core.bitpack import packed_nbytes, unpack
 from sdvq_core.grouping import from_groups, groups_per_row
-from sdvq_core.kernels import Packed, additive_decode, codebook_rows, linear
+from sdvq_core.kernels import Packed, additive_decode, codebook_decoder, linear
 from sdvq_core.qtensor import Format, Meta, TensorSpec, register_format
 
 
 def expand_scale(scale: Tensor, length: int, scale_group: int) -> Tensor:
     """scale [O, S] -> [O, length] (or [O, 1] when one scale covers the row): one factor per weight of the row."""
     return scale if not scale_group else scale.repeat_interleave(scale_group, 1)[:, :length]
+
+
+_FLOATS: MutableMapping[Tensor, tuple[int, Tensor]] = WeakTensorKeyDictionary()
+
+
+def _floats(books: Tensor) -> Tensor:
+    """A shared codebook set in float32: one copy for all layers that decode with it, as long as the set lives."""
+    if books.is_inference():
+        return books.float()
+    known = _FLOATS.get(books)
+    if known is None or known[0] != books._version:
+        known = (books._version, books.float())
+        _FLOATS[books] = known
+    return known[1]
 
 
 @register_format
@@ -41,10 +56,18 @@ class Codebook(Format):
         }
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, dtype: torch.dtype) -> Tensor:
+        return self.decoder(tensors, shape, meta)(dtype)
+
+    def decoder(
+        self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta
+    ) -> Callable[[torch.dtype], Tensor]:
         d, bits, run = int(meta["group_size"]), int(meta["code_bits"]), int(meta["scale_group"])
         groups = groups_per_row(shape, d)
-        rows = codebook_rows(tensors["codes"], bits, tensors["codebook"], tensors["scale"], run, groups, dtype)
-        return from_groups(rows.view(shape[0], groups, d), shape)
+        books = _floats(tensors["codebook"]) if meta["shared"] else tensors["codebook"]
+        rows = codebook_decoder(tensors["codes"], bits, books, tensors["scale"], run, groups)
+        if len(shape) == 2 and groups * d == shape[1]:
+            return rows
+        return lambda dtype: from_groups(rows(dtype).view(shape[0], groups, d), shape)
 
     def linear(
         self, x: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, bias: Tensor | None

@@ -1,7 +1,7 @@
 """Decode and search kernels: same numbers on every device, different speed. The torch reference runs everywhere."""
 
 from sdvq_core.kernels.additive import additive_decode, additive_decode_reference, additive_scatter
-from sdvq_core.kernels.decode import affine_rows, codebook_rows, trellis_rows, way
+from sdvq_core.kernels.decode import affine_rows, codebook_decoder, codebook_rows, trellis_rows, way
 from sdvq_core.kernels.hadamard import hadamard_block, rotate, scramble, unrotate
 from sdvq_core.kernels.linear import CHOICES, Packed, linear
 from sdvq_core.kernels.search import beam_search, beam_search_reference, chunks, nearest, nearest_reference
@@ -19,6 +19,7 @@ __all__ = [
     "beam_search_reference",
     "chunks",
     "code_table",
+    "codebook_decoder",
     "codebook_rows",
     "gaussian_code",
     "hadamard_block",

@@ -6,8 +6,10 @@ Where its loops do not become vector instructions, an `intrinsic` states the vec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numba
@@ -30,13 +32,29 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def in_threads(kernel: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], threads: int) -> None:
-    """Call `kernel` with every tuple of `jobs`, as many at a time as there are `threads`."""
-    if threads == 1 or len(jobs) == 1:
-        for job in jobs:
-            kernel(*job)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda job: kernel(*job), jobs))
+    """Call `kernel` with every tuple of `jobs`, as many at a time as there are `threads`, this one among them."""
+    left = iter(jobs)  # asking it for the next job is one step of the interpreter: no two threads get the same
+    others = [_pool().submit(_work, kernel, left) for _ in range(min(threads, len(jobs)) - 1)]
+    try:
+        _work(kernel, left)
+    finally:
+        for other in others:
+            other.result()
+
+
+def _work(kernel: Callable[..., Any], jobs: Iterator[tuple[Any, ...]]) -> None:
+    for job in jobs:
+        kernel(*job)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that stay: starting some anew costs more than most kernels."""
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="sdvq")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive it
 
 
 def vector(width: int, of: ir.Type = FLOAT) -> ir.VectorType:

@@ -7,8 +7,9 @@ with one warning that names the reason. O rows of n weights.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -45,6 +46,18 @@ def codebook_rows(
     obstacle = f"runs of {run} weights end inside a code" if layer.way == "numba" and run % books.shape[2] else ""
     found = layer.fast("codebook_rows", (codes, bits, books, scale, run, groups, dtype), obstacle)
     return codebook_rows_reference(codes, bits, books, scale, run, groups, dtype) if found is None else found
+
+
+def codebook_decoder(
+    codes: Tensor, bits: int, books: Tensor, scale: Tensor, run: int, groups: int
+) -> Callable[[torch.dtype], Tensor]:
+    """`codebook_rows` of these arrays for every dtype; on the CPU prepared once, good while they stay as they are."""
+    if way(codes.device) == "numba" and run % books.shape[2] == 0:
+        found: Callable[[torch.dtype], Tensor] = _kernels("numba").codebook_decoder(
+            codes, bits, books, scale, run, groups
+        )
+        return found
+    return partial(codebook_rows, codes, bits, books, scale, run, groups)
 
 
 def codebook_rows_reference(

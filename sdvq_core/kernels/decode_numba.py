@@ -7,6 +7,8 @@ bytes or as bit fields; nothing is unpacked first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,20 +33,30 @@ def codebook_rows(
     codes: Tensor, bits: int, books: Tensor, scale: Tensor, run: int, groups: int, dtype: torch.dtype
 ) -> Tensor:
     """codes uint8 [M, packed], books [M, K, d], scale [O, S] for runs of `run` weights (0: the row) -> [O, G * d]."""
-    rows, (count, entries, size) = scale.shape[0], books.shape
-    run = run or groups * size
-    levels = count == size == 1 and bits <= _EIGHT and groups % _EIGHT == run % _EIGHT == 0
-    out = torch.empty(rows, groups * size, dtype=torch.float32 if levels else _ROOM.get(dtype, torch.float32))
-    packed = codes if bits == 8 and not levels else pad(codes, (0, _AHEAD))
-    arrays = (packed.contiguous(), books.float().contiguous(), scale.float().contiguous(), out)
-    if levels:
-        _in_rows(
-            _scalars, out, tuple(array.view(-1) if n < 2 else array for n, array in enumerate(arrays)), (bits, run)
-        )
-    else:
-        settings, shape = (bits, entries, run // size), (tuple(range(size)), (0,) * count)
-        _in_rows(_codebook, out, arrays, (settings, shape))
-    return out.view(dtype) if out.dtype == torch.int16 else out.to(dtype)
+    return codebook_decoder(codes, bits, books, scale, run, groups)(dtype)
+
+
+def codebook_decoder(
+    codes: Tensor, bits: int, books: Tensor, scale: Tensor, run: int, groups: int
+) -> Callable[[torch.dtype], Tensor]:
+    """`codebook_rows` of these arrays, for every dtype, as often as it is asked while they stay as they are."""
+    count, entries, size = books.shape
+    run, factors = run or groups * size, scale.float().contiguous()
+    if count == size == 1 and bits <= _EIGHT and groups % _EIGHT == run % _EIGHT == 0:
+        tensors = (pad(codes, (0, _AHEAD)).view(-1), books.float().contiguous().view(-1), factors)
+        return partial(_decode, _scalars, _arrays(tensors), (bits, run), groups)
+    packed = codes if bits == 8 else pad(codes, (0, _AHEAD))
+    settings = ((bits, entries, run // size), (tuple(range(size)), (0,) * count))
+    tensors = (packed.contiguous(), books.float().contiguous(), factors)
+    return partial(_decode, _codebook, _arrays(tensors), settings, groups * size)
+
+
+def _decode(kernel: Any, arrays: list[Any], settings: tuple[Any, ...], length: int, dtype: torch.dtype) -> Tensor:
+    """Rows [O, n] of n = `length`; arrays: codes, codebooks, scales."""
+    kept = torch.float32 if kernel is _scalars else _ROOM.get(dtype, torch.float32)
+    out = torch.empty(len(arrays[2]), length, dtype=kept)
+    _in_rows(kernel, [*arrays, out.numpy()], settings)
+    return out.view(dtype) if kept is torch.int16 else out.to(dtype)
 
 
 def affine_rows(codes: Tensor, bits: int, scale: Tensor, offset: Tensor, size: int, dtype: torch.dtype) -> Tensor:
@@ -52,21 +64,25 @@ def affine_rows(codes: Tensor, bits: int, scale: Tensor, offset: Tensor, size: i
     out = torch.empty(len(scale), scale.shape[1] * size)
     factors, starts = scale.float().contiguous(), offset.float().contiguous()
     kernel = _affine if size % _EIGHT else _affine_words
-    _in_rows(kernel, out, (pad(codes, (0, _AHEAD)), factors, starts, out), (bits,))
+    _in_rows(kernel, _arrays((pad(codes, (0, _AHEAD)), factors, starts, out)), (bits,))
     return out.to(dtype)
 
 
 def trellis_rows(codes: Tensor, bits: int, table: Tensor, places: int, shape: tuple[int, int]) -> Tensor:
     """codes uint8 [packed] of circles of T = `places` codes, table [2^L] -> float32 of `shape` [O, n]."""
     out = torch.empty(shape[0] * shape[1] // places, places)  # circles [S, T]
-    _in_rows(_trellis, out, (pad(codes, (0, _AHEAD)), table.float().contiguous(), out), (bits,))
+    _in_rows(_trellis, _arrays((pad(codes, (0, _AHEAD)), table.float().contiguous(), out)), (bits,))
     return out.view(-1, shape[0]).T
 
 
-def _in_rows(kernel: Any, out: Tensor, tensors: tuple[Tensor, ...], settings: tuple[Any, ...]) -> None:
-    """Call `kernel` with the tensors, every part (first row, end) of the rows of `out`, and the settings."""
-    arrays, rows = [tensor.numpy() for tensor in tensors], out.shape[0]
-    threads = min(torch.get_num_threads(), rows, out.numel() // _LEAST_WORK)
+def _arrays(tensors: tuple[Tensor, ...]) -> list[Any]:
+    return [tensor.numpy() for tensor in tensors]
+
+
+def _in_rows(kernel: Any, arrays: list[Any], settings: tuple[Any, ...]) -> None:
+    """Call `kernel` with the arrays, every part (first row, end) of the rows of the last, and the settings."""
+    rows = len(arrays[-1])
+    threads = min(torch.get_num_threads(), rows, arrays[-1].size // _LEAST_WORK)
     if threads <= 1:
         kernel(*arrays, (0, rows), *settings)
         return

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sdvq_core.errors import ConfigError
+from sdvq_core.kernels import way
 from sdvq_core.qtensor import Meta, QuantizedTensor, TensorSpec, get_format
 
 MODES = ("resident", "streaming")
@@ -50,6 +51,23 @@ class SharedCodebooks(StoredBuffers):
             self.register_buffer(name, codebooks)
 
 
+class _Decoder:
+    """A prepared decoder, and the arrays that it was prepared for as they were then."""
+
+    def __init__(self, stored: Mapping[str, Tensor], decode: Callable[[torch.dtype], Tensor]) -> None:
+        self.decode = decode
+        self._seen = [(tensor, _version(tensor)) for tensor in stored.values()]
+
+    def fits(self, stored: Mapping[str, Tensor]) -> bool:
+        """Whether these are the same arrays, and nobody wrote into them."""
+        found = zip(stored.values(), self._seen, strict=True)
+        return all(tensor is seen and _version(tensor) == version for tensor, (seen, version) in found)
+
+
+def _version(tensor: Tensor) -> float:
+    return float("nan") if tensor.is_inference() else tensor._version  # NaN: never the same
+
+
 class QuantizedLayer(StoredBuffers):
     """What the two kinds of layer share. `replaces` is the float layer, `kind` its word in reports."""
 
@@ -65,6 +83,7 @@ class QuantizedLayer(StoredBuffers):
         self.mode = "resident"
         self._shared = (shared,)  # in a tuple, so that it is not a submodule of every layer
         self._decoded: Tensor | None = None
+        self._decoder: _Decoder | None = None
         self.specs: dict[str, TensorSpec] = get_format(form).spec(self.shape, self.meta)
         for name, spec in self.specs.items():
             if not spec.shared:
@@ -104,7 +123,15 @@ class QuantizedLayer(StoredBuffers):
         return self._decoded
 
     def _decode(self, dtype: torch.dtype) -> Tensor:
-        return get_format(self.form).decode(self.stored, self.shape, self.meta, dtype)  # checked when it was filled
+        stored = self.stored
+        if not any(spec.shared for spec in self.specs.values()):  # a large layer: what it would keep is not small
+            return get_format(self.form).decode(stored, self.shape, self.meta, dtype)  # checked when it was filled
+        if self._decoder is None or not self._decoder.fits(stored):
+            self._decoder = _Decoder(stored, get_format(self.form).decoder(stored, self.shape, self.meta))
+        return self._decoder.decode(dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_decoder": None}
 
     @property
     def weight(self) -> Tensor:
@@ -130,7 +157,7 @@ class QuantizedLinear(QuantizedLayer):
         self.in_features, self.out_features = original.in_features, original.out_features
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.mode == "streaming":
+        if self.mode == "streaming" and way(x.device) == "triton":
             return get_format(self.form).linear(x, self.stored, self.shape, self.meta, self.bias)
         return F.linear(x, self.decoded(x.dtype), self.bias)
 

@@ -1,6 +1,7 @@
 """Quantized layers compute what float layers with the decoded weight compute, in every mode, dtype and copy."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from sdvq_core.nn import (
     swap_layer,
     swap_spec,
 )
+from sdvq_core.nn.swap import shared_codebooks
+from sdvq_core.quantizers import parse
 
 EACH = pytest.mark.parametrize("name", NAMES)
 
@@ -174,3 +177,21 @@ def test_a_container_replaces_a_set_of_the_same_name():
     box.put("set", torch.ones(1, 4, 2))
     assert torch.equal(box.get("set"), torch.ones(1, 4, 2))
     assert len(list(box.buffers())) == 1
+
+
+def test_a_prepared_decoder_sees_what_was_written_into_its_arrays():
+    """Layers with a shared set keep what decoding needs; copies, pickles and writes must not see it."""
+    model = nn.Sequential(nn.Linear(64, 64))
+    swap_layer(model, "0", parse("rvq:bits=2,share=model").quantize(model[0].weight.detach()))
+    layer, name = model[0], next(spec.shared for spec in model[0].specs.values() if spec.shared)
+    set_mode(model, "streaming")
+    before = layer.decoded(torch.float32)
+    assert torch.equal(layer.decoded(torch.float32), before)
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    layer.scale.mul_(2)
+    assert torch.equal(layer.decoded(torch.float32), 2 * before)
+    shared_codebooks(model).get(name).mul_(2)
+    assert torch.equal(layer.decoded(torch.float32), 4 * before)
+    layer.fill({**layer.stored, "scale": layer.scale / 4})
+    assert torch.equal(layer.decoded(torch.float32), before)
+    assert torch.equal(twin[0].decoded(torch.float32), before)
