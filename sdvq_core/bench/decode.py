@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from sdvq_core.bench.timing import Row, in_turns, rows
-from sdvq_core.kernels import additive_decode
+from sdvq_core.bench.timing import Row, in_turns, rows, threads_set_to
+from sdvq_core.kernels import codebook_decoder
 from sdvq_core.peers import parse as parse_peer
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.quantizers import parse
 
-_SIDE, _LAYERS, _ROUNDS = 1280, 8, 9
+_SIDE, _LAYERS, _ROUNDS = 1280, 8, 21
 _IDIOM, _HALF = "torch embedding + sum", "float16 -> float32"
 _FORMATS = (
     "rvq:bits=3,beam=1,share=layer",
@@ -33,14 +33,10 @@ _PEERS = ("lib.bitsandbytes", "lib.gguf", "lib.hqq", "lib.quanto")  # SDNQ tells
 
 
 def decode() -> Iterator[Row]:
-    """Additive codes by kernel and by idiom, one thread each; then whole stored layers of every format."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    """Additive codes, packed, by kernel and, unpacked already, by idiom, one thread each; then all formats."""
+    with threads_set_to(1):
         for books in (2, 3, 4):
             yield from _kernels(books)
-    finally:
-        torch.set_num_threads(threads)
     yield from _formats()
 
 
@@ -50,7 +46,12 @@ def _kernels(books: int) -> list[Row]:
     codes = [torch.randint(256, (books, points), generator=generator, dtype=torch.int32) for _ in range(_LAYERS)]
     tables = [torch.randn(books, 256, 8, generator=generator) for _ in range(_LAYERS)]
     layers = list(zip(codes, tables, strict=True))
-    cases = {_IDIOM: _in_rotation(layers, _idiom), "SDVQ kernel": _in_rotation(layers, additive_decode)}
+    scale = torch.ones(_SIDE, 1)
+    packed = [(codebook_decoder(code.to(torch.uint8), 8, table, scale, 0, _SIDE // 8),) for code, table in layers]
+    cases = {
+        _IDIOM: _in_rotation(layers, _idiom),
+        "SDVQ from bytes": _in_rotation(packed, lambda decode: decode(torch.float32)),
+    }
     seconds = in_turns({f"{books}x8, {name}": case for name, case in cases.items()}, _ROUNDS)
     return rows("decode", seconds, f"{books}x8, {_IDIOM}", _SIDE * _SIDE / 1e9, "10^9 weights/s, one thread")
 

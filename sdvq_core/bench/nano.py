@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from sdvq_core.arms import parse_arm
-from sdvq_core.bench.timing import Row, in_turns, rows
+from sdvq_core.bench.timing import Row, in_turns, rows, threads_set_to
 from sdvq_core.diffusion.sampling import sample
 from sdvq_core.engine import Engine
 from sdvq_core.integrations.loading import load_artifact
 from sdvq_core.jobs import Sampling
 
-_ARM, _ROUNDS = "rvq:bits=3", 15
+_ARM, _ROUNDS = "rvq:bits=3", 25
 
 
 @contextmanager
@@ -53,11 +53,17 @@ def step() -> Iterator[Row]:
     """One call of the UNet with both guidance halves of one image."""
     with nano_models() as (engine, models):
         inputs = nano_inputs(engine)
-        cases = {name: lambda unet=unet: call(unet, inputs) for name, unet in models.items()}
-        seconds = in_turns(cases, _ROUNDS)
-        resident = f"{_ARM}, resident"
-        yield from rows("step", {name: seconds[name] for name in cases if name != "fp16"}, resident)
-        yield from rows("step", {name: seconds[name] for name in ("fp16", resident)}, "fp16")[1:]
+        for threads in sorted({1, torch.get_num_threads()}):
+            with threads_set_to(threads):
+                yield from _steps(models, inputs, f"{threads} thread{'s' if threads > 1 else ''}")
+
+
+def _steps(models: dict[str, Any], inputs: dict[str, Any], where: str) -> Iterator[Row]:
+    cases = {f"{name}, {where}": lambda unet=unet: call(unet, inputs) for name, unet in models.items()}
+    seconds = in_turns(cases, _ROUNDS)
+    fp16, resident, _ = cases
+    yield from rows("step", {name: seconds[name] for name in cases if name != fp16}, resident)
+    yield from rows("step", {name: seconds[name] for name in (fp16, resident)}, fp16)[1:]
 
 
 def load() -> Iterator[Row]:

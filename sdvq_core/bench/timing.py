@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,17 @@ class BenchResult:
 
     def to_json(self) -> dict[str, Any]:
         return {"machine": dict(self.machine), "rows": [asdict(row) for row in self.rows]}
+
+
+@contextmanager
+def threads_set_to(count: int) -> Iterator[None]:
+    """torch, and our kernels with it, on `count` threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def in_turns(cases: Mapping[str, Callable[[], object]], rounds: int, warm: bool = False) -> dict[str, list[float]]:
