@@ -27,7 +27,8 @@ def build_unet(artifact: Artifact, dtype: torch.dtype = torch.float32) -> UNet2D
         missing, unexpected = unet.load_state_dict(_cast(artifact.kept, dtype), strict=False, assign=True)
     except (LayerError, RuntimeError, ValueError, TypeError) as error:  # what a forged config can lead to
         raise StoreError(f"the artifact does not fit its own config: {' '.join(str(error).split())}") from None
-    absent = [name for name in missing if unet.state_dict()[name].is_meta]
+    state = unet.state_dict()  # once: a full-size UNet has thousands of names
+    absent = [name for name in missing if state[name].is_meta]
     if absent or unexpected:
         raise StoreError(
             f"the artifact does not fit its own config: {(absent + unexpected)[0]} is missing or not expected"
