@@ -44,7 +44,7 @@ class Engine:
     """Loads, compresses and keeps models. data: folder of caches; device: auto, cpu or cuda.
 
     calibration: what the user decides about it, for every arm. mode: how compressed weights are kept in memory, auto,
-    resident or streaming; it changes no number.
+    resident or streaming; on a CPU it changes no number.
     """
 
     def __init__(

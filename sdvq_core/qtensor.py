@@ -60,6 +60,10 @@ class Format(ABC):
         """`decode` for every dtype, as often as it is asked while the arrays stay as they are."""
         return partial(self.decode, tensors, shape, meta)
 
+    def is_prepared(self, meta: Meta) -> bool:
+        """Whether a `decoder` saves time when it is kept, and keeps next to nothing besides the arrays."""
+        return False
+
     def unpacked(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         """What decoding takes from the codes alone, however the other arrays change: the codes, unless overridden."""
         return self.codes(tensors, shape, meta)

@@ -69,6 +69,9 @@ class Codebook(Format):
             return rows
         return lambda dtype: from_groups(rows(dtype).view(shape[0], groups, d), shape)
 
+    def is_prepared(self, meta: Meta) -> bool:
+        return bool(meta["shared"]) and int(meta["code_bits"]) == 8 and int(meta["group_size"]) > 1  # no copy of codes
+
     def linear(
         self, x: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, bias: Tensor | None
     ) -> Tensor:

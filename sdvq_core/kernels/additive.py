@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
+
+from sdvq_core.kernels.ways import way
 
 
 def additive_decode(codes: Tensor, codebooks: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def additive_scatter(codes: Tensor, values: Tensor, entries: int) -> Tensor:
 
 def _compiled(codes: Tensor, codebooks: Tensor) -> bool:
     suitable = codebooks.dtype == torch.float32 and codes.dtype in (torch.uint8, torch.int32, torch.int64)
-    return suitable and codes.device.type == codebooks.device.type == "cpu" and find_spec("numba") is not None
+    return suitable and codes.device.type == codebooks.device.type == "cpu" and way(codes.device) == "numba"
 
 
 class _Compiled(torch.autograd.Function):

@@ -25,7 +25,7 @@ _PARTS = 4  # partial sums of a gradient, however many threads there are: the sa
 
 def decode(codes: Tensor, books: Tensor) -> Tensor:
     """codes int [M, n] below K, books float32 [M, K, d] on the CPU -> [n, d]."""
-    out = torch.empty(codes.shape[1], books.shape[2])
+    out = torch.empty(codes.shape[1], books.shape[2], dtype=torch.float32, device="cpu")
     _spread(_decode, codes, out, _flat(books), books.shape, _threads(codes))
     return out
 
@@ -33,7 +33,7 @@ def decode(codes: Tensor, books: Tensor) -> Tensor:
 def scatter(codes: Tensor, values: Tensor, entries: int) -> Tensor:
     """codes int [M, n] below K = entries, values float32 [n, d] -> [M, K, d]: the sum of the values of each entry."""
     count, size = len(codes), values.shape[1]
-    found = torch.zeros(_PARTS, count, entries, size)
+    found = torch.zeros(_PARTS, count, entries, size, dtype=torch.float32, device="cpu")
     step = max(1, -(-codes.shape[1] // _PARTS))
     jobs = [
         (part.numpy(), value.numpy(), total.view(-1).numpy(), entries, tuple(range(size)), (0,) * count)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any
 
@@ -33,13 +33,15 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def in_threads(kernel: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], threads: int) -> None:
     """Call `kernel` with every tuple of `jobs`, as many at a time as there are `threads`, this one among them."""
-    left = iter(jobs)  # asking it for the next job is one step of the interpreter: no two threads get the same
+    left = iter(jobs)  # under the interpreter's lock no two threads get the same job
     others = [_pool().submit(_work, kernel, left) for _ in range(min(threads, len(jobs)) - 1)]
     try:
         _work(kernel, left)
     finally:
-        for other in others:
-            other.result()
+        started = [other for other in others if not other.cancel()]  # the rest waits behind somebody else's work
+        wait(started)
+    for other in started:
+        other.result()
 
 
 def _work(kernel: Callable[..., Any], jobs: Iterator[tuple[Any, ...]]) -> None:

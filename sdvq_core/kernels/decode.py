@@ -6,12 +6,10 @@ with one warning that names the reason. O rows of n weights.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,19 +18,7 @@ from torch import Tensor
 from sdvq_core.bitpack import unpack
 from sdvq_core.kernels.additive import additive_decode_reference
 from sdvq_core.kernels.trellis import trellis_decode
-
-WAYS = {"cpu": "numba", "cuda": "triton"}
-
-
-def way(device: torch.device) -> str:
-    """What decodes on `device`: "numba", "triton" or "torch"."""
-    found = WAYS.get(device.type, "")
-    return found if found and _installed(found) else "torch"
-
-
-@cache
-def _installed(name: str) -> bool:
-    return find_spec(name) is not None
+from sdvq_core.kernels.ways import WAYS, missing, warn_slow, way
 
 
 def codebook_rows(
@@ -124,9 +110,9 @@ class _Layer:
         if not obstacle and self.way == "triton":
             obstacle = kernels.unsupported(self.kind, self.codes.device, self.dtype, self.bits, self.weights)
         elif self.way == "torch" and self.codes.device.type in WAYS:
-            obstacle = f"{WAYS[self.codes.device.type]} is not installed"
+            obstacle = missing(WAYS[self.codes.device.type])
         if obstacle:
-            _warn(obstacle)
+            warn_slow(obstacle)
         if obstacle or kernels is None:
             return None
         found: Tensor = getattr(kernels, name)(*arguments)
@@ -137,8 +123,3 @@ class _Layer:
 def _kernels(way: str) -> Any:
     """The module of a fast way; None for torch."""
     return None if way == "torch" else import_module(f"sdvq_core.kernels.decode_{way}")
-
-
-@cache
-def _warn(reason: str) -> None:
-    warnings.warn(f"weights are decoded by plain torch, which is slower: {reason}", stacklevel=5)

@@ -26,6 +26,7 @@ _WORD, _INT = ir.IntType(64), ir.IntType(32)
 _LEAST_WORK = 1 << 19  # weights that are worth a thread
 _AHEAD = 8  # bytes that may be read after the last: a word of eight codes starts at any byte
 _EIGHT = 8
+_PLAIN: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever the process' defaults are
 _ROOM = {torch.float32: torch.float32, torch.bfloat16: torch.int16}  # numba knows no bfloat16
 
 
@@ -54,29 +55,29 @@ def codebook_decoder(
 def _decode(kernel: Any, arrays: list[Any], settings: tuple[Any, ...], length: int, dtype: torch.dtype) -> Tensor:
     """Rows [O, n] of n = `length`; arrays: codes, codebooks, scales."""
     kept = torch.float32 if kernel is _scalars else _ROOM.get(dtype, torch.float32)
-    out = torch.empty(len(arrays[2]), length, dtype=kept)
+    out = torch.empty(len(arrays[2]), length, dtype=kept, device="cpu")
     _in_rows(kernel, [*arrays, out.numpy()], settings)
     return out.view(dtype) if kept is torch.int16 else out.to(dtype)
 
 
 def affine_rows(codes: Tensor, bits: int, scale: Tensor, offset: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """codes uint8 [packed], scale and offset [O, S] for runs of `size` weights -> [O, S * size]."""
-    out = torch.empty(len(scale), scale.shape[1] * size)
+    out = torch.empty(len(scale), scale.shape[1] * size, **_PLAIN)
     factors, starts = scale.float().contiguous(), offset.float().contiguous()
-    kernel = _affine if size % _EIGHT else _affine_words
+    kernel = _affine if size % _EIGHT or bits > _EIGHT else _affine_words
     _in_rows(kernel, _arrays((pad(codes, (0, _AHEAD)), factors, starts, out)), (bits,))
     return out.to(dtype)
 
 
 def trellis_rows(codes: Tensor, bits: int, table: Tensor, places: int, shape: tuple[int, int]) -> Tensor:
     """codes uint8 [packed] of circles of T = `places` codes, table [2^L] -> float32 of `shape` [O, n]."""
-    out = torch.empty(shape[0] * shape[1] // places, places)  # circles [S, T]
+    out = torch.empty(shape[0] * shape[1] // places, places, **_PLAIN)  # circles [S, T]
     _in_rows(_trellis, _arrays((pad(codes, (0, _AHEAD)), table.float().contiguous(), out)), (bits,))
     return out.view(-1, shape[0]).T
 
 
 def _arrays(tensors: tuple[Tensor, ...]) -> list[Any]:
-    return [tensor.numpy() for tensor in tensors]
+    return [tensor.detach().numpy() for tensor in tensors]
 
 
 def _in_rows(kernel: Any, arrays: list[Any], settings: tuple[Any, ...]) -> None:

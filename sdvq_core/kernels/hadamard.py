@@ -8,10 +8,11 @@ a fixed order, so the same bits on every machine. `scramble` is the hash that st
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+from sdvq_core.kernels.ways import way
 
 _WORD = 0xFFFFFFFF
 
@@ -48,7 +49,7 @@ def _signs(rows: Tensor, seed: int) -> Tensor:
 def _hadamard(rows: Tensor) -> Tensor:
     """Butterflies of width 1, 2, 4 … b / 2 on rows [O, n]."""
     block, width = hadamard_block(rows.shape[1]), 1
-    if rows.dtype == torch.float32 and rows.device.type == "cpu" and find_spec("numba") is not None:
+    if rows.dtype == torch.float32 and way(rows.device) == "numba":
         from sdvq_core.kernels.hadamard_numba import transform
 
         return transform(rows, block, math.sqrt(block))

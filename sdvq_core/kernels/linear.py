@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sdvq_core.kernels.decode import way
+from sdvq_core.kernels.ways import way
 from sdvq_core.memory import is_out_of_memory
 
 MOST_ROWS = 512  # of x: beyond, decoding once per tile of x cannot pay (break-even is expected at 400 to 900)

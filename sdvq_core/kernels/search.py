@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from sdvq_core.kernels.decode import way
+from sdvq_core.kernels.ways import way
 
 CHUNK_NBYTES = 4 << 20  # of one block of the [N, K] distance matrix: stays near the cache, and off mmap
 _BEAM_NBYTES = 8 << 20  # of one block of scores

@@ -27,7 +27,7 @@ _PART = 1 << 12  # points that are worth a thread
 
 def beam_search(points: Tensor, books: Tensor, beam: int) -> Tensor:
     """points float32 [N, d], books float32 [M, K, d] on the CPU, K a multiple of 16 -> codes int64 [M, N]."""
-    found = torch.empty(len(points), len(books), dtype=torch.int64)
+    found = torch.empty(len(points), len(books), dtype=torch.int64, device="cpu")
     threads = max(1, min(torch.get_num_threads(), len(points) // _PART))
     step = max(1, -(-len(points) // threads))
     blocks = (-2 * books).unflatten(1, (-1, LANES)).mT.contiguous()  # [M, K / 16, d, 16]

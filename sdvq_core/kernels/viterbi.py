@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sdvq_core.kernels.decode import way
+from sdvq_core.kernels.ways import way
 
 _WINDOW = 64  # places on either side of the seam that the first pass sees, more than once on a short circle
 _CHUNK_NBYTES = 64 << 20

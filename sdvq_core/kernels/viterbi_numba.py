@@ -19,7 +19,7 @@ _LEAST_WORK = 1 << 20  # states times places that are worth a thread
 
 def search(target: Tensor, weight: Tensor, table: Tensor, bits: int, window: int) -> Tensor:
     """target, weight float32 [S, T] on the CPU, table [2^L] -> codes uint8 [S, T]."""
-    codes = torch.empty(target.shape, dtype=torch.uint8)
+    codes = torch.empty(target.shape, dtype=torch.uint8, device="cpu")
     threads = max(1, min(torch.get_num_threads(), len(target), target.numel() * len(table) // _LEAST_WORK))
     step = max(1, -(-len(target) // threads))
     labels = tuple(range(2**bits))

@@ -59,7 +59,7 @@ class _Decoder:
         self._seen = [(tensor, _version(tensor)) for tensor in stored.values()]
 
     def fits(self, stored: Mapping[str, Tensor]) -> bool:
-        """Whether these are the same arrays, and nobody wrote into them."""
+        """Whether these are the same arrays, and nobody wrote into them (through `.data` it goes unnoticed)."""
         found = zip(stored.values(), self._seen, strict=True)
         return all(tensor is seen and _version(tensor) == version for tensor, (seen, version) in found)
 
@@ -97,7 +97,7 @@ class QuantizedLayer(StoredBuffers):
                 self._shared[0].put(spec.shared, tensors[name])
             else:
                 self._buffers[name] = tensors[name]
-        self._decoded = None
+        self._decoded = self._decoder = None
 
     @property
     def stored(self) -> dict[str, Tensor]:
@@ -123,11 +123,11 @@ class QuantizedLayer(StoredBuffers):
         return self._decoded
 
     def _decode(self, dtype: torch.dtype) -> Tensor:
-        stored = self.stored
-        if not any(spec.shared for spec in self.specs.values()):  # a large layer: what it would keep is not small
-            return get_format(self.form).decode(stored, self.shape, self.meta, dtype)  # checked when it was filled
+        stored, form = self.stored, get_format(self.form)
+        if self.mode == "resident" or not form.is_prepared(self.meta):
+            return form.decode(stored, self.shape, self.meta, dtype)  # checked when it was filled
         if self._decoder is None or not self._decoder.fits(stored):
-            self._decoder = _Decoder(stored, get_format(self.form).decoder(stored, self.shape, self.meta))
+            self._decoder = _Decoder(stored, form.decoder(stored, self.shape, self.meta))
         return self._decoder.decode(dtype)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class QuantizedLayer(StoredBuffers):
         return self.decoded(torch.float32 if self.bias is None else self.bias.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._decoded = None
+        self._decoded = self._decoder = None  # they hold arrays that may be about to move
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
@@ -193,4 +193,4 @@ def set_mode(model: nn.Module, mode: str) -> None:
         raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
-            module.mode, module._decoded = mode, None
+            module.mode, module._decoded, module._decoder = mode, None, None

@@ -1,7 +1,8 @@
 """Keys and values of the prompt, computed once: `*.attn2.to_k` and `*.attn2.to_v` see the same text in every step.
 
 An answer is given again only for the very same input tensor (identity and version, the tensor is held), and only while
-nobody wrote into the answer; so it is the number that the layer would compute again, bit for bit. What anybody looks at
+nobody wrote into the answer; so it is the number that the layer would compute again, bit for bit, as long
+as nobody changes weights in the middle of a sampling. What anybody looks at
 or trains keeps being called: layers of another class (LoRA, parametrizations), with hooks, with a forward that somebody
 replaced, in training, or with parameters that require gradients.
 """

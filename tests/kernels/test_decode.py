@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdvq_core.bitpack import pack
-from sdvq_core.kernels import decode, gaussian_code, hadamard, rotate, unrotate
+from sdvq_core.kernels import decode, gaussian_code, hadamard, rotate, unrotate, ways
 from sdvq_core.kernels.decode import affine_rows, codebook_rows, trellis_rows
 
 numba = pytest.importorskip("sdvq_core.kernels.decode_numba")
@@ -57,7 +57,7 @@ def test_additive_codes_by_kernel_by_reference_and_by_definition(books, bits, si
 
 @settings(deadline=None, max_examples=40)
 @given(
-    bits=st.integers(1, 8), rows=st.integers(1, 9), runs=st.integers(1, 5), size=st.sampled_from((1, 3, 8, 64)),
+    bits=st.integers(1, 16), rows=st.integers(1, 9), runs=st.integers(1, 5), size=st.sampled_from((1, 3, 8, 64)),
     seed=st.integers(0, 9),
 )  # fmt: skip
 def test_affine_codes_by_kernel_by_reference_and_by_definition(bits, rows, runs, size, seed):
@@ -92,7 +92,7 @@ def test_trellis_codes_by_kernel_by_reference_and_by_definition(bits, spare, cir
 def test_compiled_rotation_is_the_reference_bit_for_bit(length, monkeypatch):
     rows = torch.randn(7, length, generator=generator(length))
     turned, back = rotate(rows, 5), unrotate(rows, 5)
-    monkeypatch.setattr(hadamard, "find_spec", lambda name: None)
+    monkeypatch.setattr(hadamard, "way", lambda device: "torch")
     assert torch.equal(turned, rotate(rows, 5))
     assert torch.equal(back, unrotate(rows, 5))
 
@@ -123,7 +123,7 @@ def test_real_shapes_on_two_threads(two_threads):
 
 
 def test_runs_that_end_inside_a_code_go_to_the_reference_with_one_warning():
-    decode._warn.cache_clear()
+    ways.warn_slow.cache_clear()
     case, wanted = codebook_case(2, 8, 8, 3, 2, 12, 0)
     with pytest.warns(UserWarning, match="plain torch, which is slower: runs of 12 weights end inside a code"):
         found = codebook_rows(*case, torch.float32)
@@ -133,17 +133,29 @@ def test_runs_that_end_inside_a_code_go_to_the_reference_with_one_warning():
         codebook_rows(*case, torch.float32)
 
 
-def test_without_numba_the_reference_decodes_and_says_so(monkeypatch):
-    decode._warn.cache_clear()
+def _refuse(name: str) -> None:
+    raise ImportError("Numba needs NumPy 2.3 or less")
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (("find_spec", lambda name: None), "numba is not installed"),
+        (("import_module", _refuse), r"numba cannot be imported \(Numba needs NumPy 2.3 or less\)"),
+    ],
+    ids=["absent", "broken"],
+)
+def test_without_numba_the_reference_decodes_and_says_so(monkeypatch, broken, reason):
+    ways.warn_slow.cache_clear()
     case, _ = codebook_case(2, 8, 8, 3, 2, 0, 0)
     fast = codebook_rows(*case, torch.float32)
-    assert decode.way(torch.device("cpu")) == "numba"
-    monkeypatch.setattr(decode, "find_spec", lambda name: None)
-    decode._installed.cache_clear()
-    assert decode.way(torch.device("cpu")) == "torch"
-    with pytest.warns(UserWarning, match="numba is not installed"):
+    assert ways.way(torch.device("cpu")) == "numba"
+    monkeypatch.setattr(ways, *broken)
+    ways.missing.cache_clear()
+    assert ways.way(torch.device("cpu")) == "torch"
+    with pytest.warns(UserWarning, match=reason):
         assert torch.equal(codebook_rows(*case, torch.float32), fast)
-    decode._installed.cache_clear()
+    ways.missing.cache_clear()
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -153,3 +165,22 @@ def test_single_weights_are_taken_eight_at_a_time(bits, run):
     found = numba.codebook_rows(*case, torch.float32)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)
     assert torch.equal(numba.codebook_rows(*case, torch.bfloat16), found.bfloat16())
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.float16])
+def test_the_process_default_dtype_changes_nothing(default):
+    codebook, _ = codebook_case(2, 8, 8, 3, 4, 0, 0)
+    affine = (pack(codes(5 * 64, 4, 1), 4), 4, normal(5, 2, seed=2), normal(5, 2, seed=3), 32, torch.float32)
+    circles = (pack(codes(128, 3, 4), 3), 3, gaussian_code(3, 12), 64, (64, 2))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = codebook_rows(*codebook, torch.float32), affine_rows(*affine), trellis_rows(*circles)
+    finally:
+        torch.set_default_dtype(before)
+    wanted = (
+        decode.codebook_rows_reference(*codebook, torch.float32),
+        decode.affine_rows_reference(*affine),
+        decode.trellis_rows_reference(*circles),
+    )
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))

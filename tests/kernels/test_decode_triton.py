@@ -21,8 +21,8 @@ from sdvq_core.formats.codebook import expand_scale
 from sdvq_core.formats.trellis import circle_length, from_circles
 from sdvq_core.grouping import from_groups, from_rows, groups_per_row, row_length
 from sdvq_core.kernels import beam_search_reference, gaussian_code, trellis_decode, unrotate, viterbi_reference
-from sdvq_core.kernels.decode import WAYS
 from sdvq_core.kernels.linear import MOST_ROWS
+from sdvq_core.kernels.ways import WAYS
 from sdvq_core.nn import QuantizedLinear, SharedCodebooks, set_mode
 from sdvq_core.quantizers import parse
 

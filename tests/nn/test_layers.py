@@ -195,3 +195,28 @@ def test_a_prepared_decoder_sees_what_was_written_into_its_arrays():
     layer.fill({**layer.stored, "scale": layer.scale / 4})
     assert torch.equal(layer.decoded(torch.float32), before)
     assert torch.equal(twin[0].decoded(torch.float32), before)
+
+
+@pytest.mark.parametrize("change", ["move", "fill", "resident"])
+def test_what_a_layer_kept_for_decoding_goes_when_its_arrays_go(change):
+    model = nn.ModuleDict({"line": nn.Linear(24, 17)})
+    swap_layer(model, "line", parse("rvq:bits=2,share=model").quantize(model.line.weight.detach()))
+    set_mode(model, "streaming")
+    model.line.decoded(torch.float32)
+    assert model.line._decoder is not None
+    if change == "move":
+        model.to("meta")
+    elif change == "fill":
+        model.line.fill(model.line.stored)
+    else:
+        set_mode(model, "resident")
+        model.line.decoded(torch.float32)
+    assert model.line._decoder is None
+
+
+def test_a_streaming_layer_keeps_no_second_copy_of_its_codes():
+    model = nn.Sequential(nn.Linear(256, 128))
+    swap_layer(model, "0", parse("nf4").quantize(model[0].weight.detach()))
+    set_mode(model, "streaming")
+    model[0].decoded(torch.float32)
+    assert model[0]._decoder is None
