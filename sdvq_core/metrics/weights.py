@@ -6,18 +6,26 @@ tr(D H D^T) / tr(R H R^T).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from sdvq_core.errors import ConfigError
 from sdvq_core.grouping import to_rows
 
+_BLOCK = 1 << 20  # values at a time
+
 
 def relative_mse(reference: Tensor, value: Tensor) -> float:
     """|value - reference|^2 / |reference|^2 of two tensors of one shape; 0 / 0 is 0."""
     _same_shape(reference, value)
-    first = reference.float()
-    return _ratio(_energy(value.float().to(first.device) - first), _energy(first))
+    error, whole = 0.0, 0.0
+    for first, second in zip(_blocks(reference), _blocks(value), strict=True):
+        exact = first.float()
+        error += _energy(second.float().to(exact.device) - exact)
+        whole += _energy(exact)
+    return _ratio(error, whole)
 
 
 def relative_output_mse(weight: Tensor, decoded: Tensor, second_moment: Tensor) -> float:
@@ -29,6 +37,11 @@ def relative_output_mse(weight: Tensor, decoded: Tensor, second_moment: Tensor) 
         raise ConfigError(f"the second moment must be {[rows.shape[1]] * 2}, got {list(moment.shape)}")
     error = to_rows(decoded).to(rows.device, rows.dtype) - rows  # [O, n]
     return _ratio(_moment_energy(error, moment), _moment_energy(rows, moment))
+
+
+def _blocks(values: Tensor) -> Sequence[Tensor]:
+    """Parts along the first dimension: what lies between stays small."""
+    return values.split(max(1, _BLOCK // max(1, values[0].numel()))) if values.ndim and len(values) else [values]
 
 
 def _energy(values: Tensor) -> float:

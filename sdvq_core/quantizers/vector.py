@@ -25,6 +25,7 @@ from sdvq_core.records import LayerStats
 SHARE = ("auto", "layer", "model")
 _PRIVATE_BITS = 1 / 16  # `auto`: codebooks that cost more than this per weight are shared
 _TRAINING_POINTS = 256  # per centre
+_BLOCK = 1 << 20  # weights that are encoded at a time: what lies between stays small, and memory is used again
 _LEAST = 1e-6  # importance of an input that was never seen, relative to the mean
 SMALLEST_SCALE = 2.0**-24  # float16 above zero: the scale of a row that is zero, which so weighs next to nothing
 
@@ -97,11 +98,16 @@ class VectorQuantizer(Quantizer):
 
     def quantize_with(self, weight: Tensor, stats: LayerStats | None, codebooks: Tensor) -> QuantizedTensor:
         """Encode `weight` with given codebooks float16 [M, K, d]."""
-        points, importance, scale = _normalise(weight, self.group_size, stats)
-        codes = self.encode(points, codebooks.float(), importance)  # [M, O * G]
-        decoded = additive_decode(codes, codebooks.float())  # [O * G, d]
-        scale = _refit(points, decoded, importance, scale)
+        rows = max(1, _BLOCK // weight[0].numel())
+        parts = [self._encode_rows(block, stats, codebooks.float()) for block in weight.split(rows)]
+        codes, scale = (torch.cat(found, dim) for found, dim in zip(zip(*parts, strict=True), (1, 0), strict=True))
         return store_codes(codes, codebooks, scale, self.layout(weight.shape), weight.shape)
+
+    def _encode_rows(self, weight: Tensor, stats: LayerStats | None, books: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes int32 [M, O * G] and row scales [O, 1] of some rows."""
+        points, importance, scale = _normalise(weight, self.group_size, stats)
+        codes = self.encode(points, books, importance)  # [M, O * G]
+        return codes.int(), _refit(points, additive_decode(codes, books), importance, scale)
 
 
 def store_codes(

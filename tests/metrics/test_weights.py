@@ -29,6 +29,14 @@ def test_scaling_both_changes_nothing() -> None:
     assert relative_mse(4 * weight, 4 * decoded) == relative_mse(weight, decoded)
 
 
+def test_blocks_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = torch.randn(50, 7, 3, 3), torch.randn(50, 7, 3, 3)
+    whole = relative_mse(first, second)
+    monkeypatch.setattr("sdvq_core.metrics.weights._BLOCK", 130)
+    assert relative_mse(first, second) == pytest.approx(whole, rel=1e-12)
+    assert relative_mse(first[:0], second[:0]) == 0
+
+
 def test_zero_weights() -> None:
     zero = torch.zeros(3)
     assert relative_mse(zero, zero) == 0

@@ -7,7 +7,7 @@ import torch
 from core_cases import NAMES, error, gaussian, heavy_tailed, quantizer, stats_for
 
 from sdvq_core.metrics.weights import relative_mse, relative_output_mse
-from sdvq_core.quantizers import catalogue
+from sdvq_core.quantizers import catalogue, parse
 from sdvq_core.quantizers.nf4 import normal_float
 from sdvq_core.quantizers.rtn import _SHRINKS
 
@@ -164,3 +164,13 @@ def test_the_scale_search_of_floats_pays():
             return (1.0,)
 
     assert searched < 0.98 * error(weight, Unsearched())
+
+
+@pytest.mark.parametrize("word", ["rvq:bits=3,share=layer", "kmeans:bits=2", "aq:bits=2,share=layer,rounds=1"])
+@pytest.mark.parametrize("shape", [(70, 48), (20, 12, 3, 3)])
+def test_rows_are_encoded_in_blocks_that_do_not_show(word, shape, monkeypatch):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    whole = parse(word).quantize(weight)
+    monkeypatch.setattr("sdvq_core.quantizers.vector._BLOCK", 7 * weight[0].numel())
+    blocks = parse(word).quantize(weight)
+    assert all(torch.equal(tensor, blocks.tensors[name]) for name, tensor in whole.tensors.items())
