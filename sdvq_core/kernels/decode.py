@@ -29,9 +29,20 @@ def codebook_rows(
     ``scale * sum_m books[m, code]``; packed holds O * G codes of `bits` bits per codebook, G = `groups`.
     """
     layer = _Layer("codebook", codes, bits, dtype, len(scale) * groups * books.shape[2])
-    obstacle = f"runs of {run} weights end inside a code" if layer.way == "numba" and run % books.shape[2] else ""
-    found = layer.fast("codebook_rows", (codes, bits, books, scale, run, groups, dtype), obstacle)
+    found = layer.fast(
+        "codebook_rows", (codes, bits, books, scale, run, groups, dtype), _obstacle(layer.way, books, run)
+    )
     return codebook_rows_reference(codes, bits, books, scale, run, groups, dtype) if found is None else found
+
+
+def _obstacle(way: str, books: Tensor, run: int) -> str:
+    """Why codes of d weights cannot be decoded that way, or ""."""
+    size = books.shape[2]
+    if way == "numba" and run % size:
+        return f"runs of {run} weights end inside a code"
+    if way == "triton" and size & (size - 1):
+        return f"codes of {size} weights, which is no power of two"
+    return ""
 
 
 def codebook_decoder(

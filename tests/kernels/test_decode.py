@@ -184,3 +184,10 @@ def test_the_process_default_dtype_changes_nothing(default):
         decode.trellis_rows_reference(*circles),
     )
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def test_codes_of_three_weights_are_not_for_triton():
+    assert "no power of two" in decode._obstacle("triton", torch.empty(1, 4, 3), 0)
+    assert (
+        decode._obstacle("triton", torch.empty(1, 4, 4), 0) == decode._obstacle("numba", torch.empty(1, 4, 3), 3) == ""
+    )
