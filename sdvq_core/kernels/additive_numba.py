@@ -61,7 +61,7 @@ def _threads(codes: Tensor) -> int:
     return max(1, min(torch.get_num_threads(), codes.numel() // _LEAST_WORK))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _write_sum(typing: Any, out: Any, at: Any, books: Any, places: Any, lanes: Any) -> Any:
     """out[at : at + d] = the sum of books[p : p + d] over the tuple `places`; d is the length of `lanes`."""
     width, count = len(lanes), len(places)
@@ -80,7 +80,7 @@ def _write_sum(typing: Any, out: Any, at: Any, books: Any, places: Any, lanes: A
     return types.void(out, at, books, places, lanes), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _add_to_each(typing: Any, totals: Any, places: Any, values: Any, at: Any, lanes: Any) -> Any:
     """totals[p : p + d] += values[at : at + d] for every p of the tuple `places`; d is the length of `lanes`."""
     width, count = len(lanes), len(places)

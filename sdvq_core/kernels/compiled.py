@@ -17,7 +17,6 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
 
-intrinsic: Any = _intrinsic
 FLOAT = ir.FloatType()
 
 
@@ -29,6 +28,12 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     except RuntimeError:  # no folder to cache in
         found = numba.njit(nogil=True, error_model="numpy")(function)
     return found
+
+
+def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: `function` answers with a signature and with what writes its instructions (numba's, with a type)."""
+    made: Callable[..., Any] = _intrinsic(function)
+    return made
 
 
 def in_threads(kernel: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], threads: int) -> None:

@@ -92,7 +92,7 @@ def _in_rows(kernel: Any, arrays: list[Any], settings: tuple[Any, ...]) -> None:
     in_threads(kernel, [(*arrays, part, *settings) for part in parts], threads)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _write(typing: Any, out: Any, at: Any, books: Any, places: Any, factor: Any, lanes: Any) -> Any:
     """out[at : at + d] = factor * the sum of books[p : p + d] over the tuple `places`, in the type of `out`."""
     width, count = len(lanes), len(places)
@@ -178,7 +178,7 @@ def _eight_codes(context: Any, builder: Any, kind: Any, packed: Any, number: Any
     return builder.trunc(builder.and_(shifted, spread(builder, mask, _EIGHT)), vector(_EIGHT, _INT))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _write_affine(typing: Any, out: Any, packed: Any, at: Any, bits: Any, factor: Any, start: Any) -> Any:
     """out[at : at + 8] = start + factor * the eight codes there; `at` is a multiple of 8."""
 
@@ -193,7 +193,7 @@ def _write_affine(typing: Any, out: Any, packed: Any, at: Any, bits: Any, factor
     return types.void(out, packed, at, bits, factor, start), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _write_levels(typing: Any, out: Any, packed: Any, at: Any, bits: Any, levels: Any, factor: Any) -> Any:
     """out[at : at + 8] = factor * the levels of the eight codes there; `at` is a multiple of 8."""
 

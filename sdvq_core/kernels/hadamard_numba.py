@@ -32,7 +32,7 @@ def transform(rows: Tensor, block: int, root: float) -> Tensor:
     return out
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _cross(typing: Any, numbers: Any, at: Any, width: Any) -> Any:
     """Eight butterflies: a = numbers[at ...], b = numbers[at + width ...] become a + b and a - b."""
 

@@ -41,7 +41,7 @@ def beam_search(points: Tensor, books: Tensor, beam: int) -> Tensor:
     return found.T.contiguous()
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _score(typing: Any, out: Any, left: Any, known: Any, least: Any, at: Any, start: Any) -> Any:
     """out[h * K + k] = start + the norm of entry k of codebook m - 2 times its product with left[h].
 
@@ -102,7 +102,7 @@ class _Lanes:
             self.builder.store(self.builder.load(room), edge, align=4)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _within(typing: Any, scores: Any, at: Any, limit: Any) -> Any:
     """Bit i: scores[at + i] is at most `limit`; 16 bits."""
 
@@ -115,7 +115,7 @@ def _within(typing: Any, scores: Any, at: Any, limit: Any) -> Any:
     return types.int32(scores, at, limit), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _lowest_bit(typing: Any, mask: Any) -> Any:
     """Number of the lowest bit that is set in an int32 other than zero."""
 

@@ -97,15 +97,8 @@ def test_compiled_rotation_is_the_reference_bit_for_bit(length, monkeypatch):
     assert torch.equal(back, unrotate(rows, 5))
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_real_shapes_on_two_threads(two_threads):
+def test_real_shapes_on_two_threads(use_threads):
+    use_threads(2)
     streams = torch.stack([pack(codes(1280 * 160, 8, seed), 8) for seed in range(3)])
     case = (streams, 8, normal(3, 256, 8, seed=1), normal(1280, 1, seed=2), 0, 160, torch.float32)
     assert torch.equal(codebook_rows(*case), decode.codebook_rows_reference(*case))

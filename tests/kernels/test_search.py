@@ -91,18 +91,11 @@ def test_the_compiled_search_makes_the_reference_s_errors(books, width, size, be
     assert ((made - least).abs() > 1e-4 + 1e-3 * least).sum() <= 2  # a tie at the edge of the beam may fall either way
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_threads_and_slices_do_not_change_the_choice(one_thread):
+def test_threads_and_slices_do_not_change_the_choice(use_threads):
+    use_threads(1)
     x, books = normal(20_000, 16, seed=5)[::2, 3:11], normal(3, 256, 8, seed=6)
     one = beam_search(x, books, None, 8)
-    torch.set_num_threads(2)
+    use_threads(2)
     assert torch.equal(beam_search(x, books, None, 8), one)
     assert (one == beam_search_reference(x, books, None, 8)).all(0).float().mean() > 0.999
 
