@@ -1,21 +1,30 @@
-"""Runs a plan: one result per layer, in the order of the network. The caller owns progress, storage and cancelling."""
+"""Runs a plan: one result per layer, in the order of the network. The caller owns progress, storage and cancelling.
+
+Weights are asked for one layer at a time, so that a model may stay on the disk; a crew works on several layers at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sdvq_core.errors import LayerError
-from sdvq_core.metrics.weights import relative_mse, relative_output_mse
+from sdvq_core.crew import Alone, Crew, Threads
+from sdvq_core.encoding import Layer, LayerTask, ModuleWeights, SharedSets, Weights, encode_layer, finite_weight
+from sdvq_core.errors import ConfigError
+from sdvq_core.memory import free_nbytes
 from sdvq_core.plan import Assignment, CompressionPlan
 from sdvq_core.qtensor import QuantizedTensor
-from sdvq_core.quantizers.base import Encoder
 from sdvq_core.records import LayerRecord, LayerStats
 
-Finished = Callable[[str], tuple[QuantizedTensor, LayerRecord] | None]
+Finished = Callable[[str], Layer | None]
+Keep = Callable[[QuantizedTensor, LayerRecord], None]
+
+_WORKING_NBYTES = 48  # per weight of a layer while it is encoded: float32 rows, points, importance, codes
+_MOMENT_NBYTES = 24  # per entry of a second moment: float32, and factors in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +42,7 @@ class LayerResult:
 
 
 def compress(
-    model: nn.Module,
+    model: nn.Module | Weights,
     plan: CompressionPlan,
     stats: Mapping[str, LayerStats] | None = None,
     order: Sequence[str] | None = None,
@@ -41,78 +50,89 @@ def compress(
 ) -> Iterator[LayerResult]:
     """Compress the layers of `model` as `plan` says; the model itself is not changed.
 
-    stats: asked for a layer when its turn comes. order: names of the plan's layers, by default in its own order.
-    done: gives the layers that an earlier run of the same plan has finished; they are not computed again.
+    model: a UNet, or its parameters by name, which are then asked for when their turn comes. stats: asked for a layer
+    when its turn comes. order: names of the plan's layers, by default in its own order. done: gives the layers that an
+    earlier run of the same plan has finished; they are not computed again.
     LayerError names a layer with weights that are not finite, or that 16-bit scales cannot hold.
     """
-    weights = {item.name: _weight(model, item.name) for item in plan.assignments}
-    shared = SharedSets(plan, weights)
-    turns = {item.name: item for item in plan.assignments}
-    for index, item in enumerate(turns[name] for name in order or turns):
-        earlier = done(item.name)
-        if earlier is not None and shared.agree(item, earlier[0]):
-            yield LayerResult(earlier[1], earlier[0], index, len(plan.assignments), fresh=False)
-            continue
-        layer_stats = None if stats is None else stats.get(item.name)
-        with torch.no_grad():
-            tensor = shared.encoder(item)(weights[item.name], layer_stats)
-            shared.agree(item, tensor)
-            record = layer_record(item, weights[item.name], tensor, layer_stats)
-        yield LayerResult(record, tensor, index, len(plan.assignments))
+    weights = ModuleWeights(model) if isinstance(model, nn.Module) else model
+    run = Compression(plan, weights, _device_of(weights, plan), done=done)
+    run.check()
+    yield from run.layers(order or [item.name for item in plan.assignments], stats)
 
 
-class SharedSets:
-    """The codebook sets that several layers use: fitted at their first layer, or taken from a finished one."""
+class Compression:
+    """One run of a plan, which may be asked for its layers in several parts; shared codebook sets stay between them.
 
-    def __init__(self, plan: CompressionPlan, weights: Mapping[str, Tensor]) -> None:
-        self._plan, self._weights = plan, weights
-        self._encoders: dict[str, Encoder] = {}
-        self._books: dict[str, Tensor] = {}
+    crew: who works; by default all cores, as far as memory goes, or the GPU that `device` is. keep: hears of a layer
+    as soon as it is finished, on the thread that made it.
+    """
 
-    def encoder(self, item: Assignment) -> Encoder:
-        """What encodes the layer of `item`."""
-        key = item.quantizer.sharing_key(item.shape)
-        if not key:
-            return item.quantizer.quantize
-        if key not in self._encoders:
-            members = [other for other in self._plan.assignments if other.quantizer.sharing_key(other.shape) == key]
-            self._encoders[key] = item.quantizer.fit_shared([self._weights[member.name] for member in members])
-        return self._encoders[key]
+    def __init__(
+        self,
+        plan: CompressionPlan,
+        weights: Weights,
+        device: torch.device,
+        crew: Crew | None = None,
+        done: Finished = lambda name: None,
+        keep: Keep = lambda tensor, record: None,
+    ) -> None:
+        self.plan, self.weights, self.device = plan, weights, device
+        self._crew, self._finished, self._keep = crew, done, keep
+        self._items = {item.name: item for item in plan.assignments}
+        self._shared = SharedSets(plan, weights, device)
+        self._earlier: set[str] = set()  # names of the layers that an earlier run has finished
+        self._index = 0
 
-    def agree(self, item: Assignment, tensor: QuantizedTensor) -> bool:
-        """Whether `tensor` was made with the set in use, which the first tensor of a set decides."""
-        key = item.quantizer.sharing_key(item.shape)
-        if not key:
-            return True
-        (name,) = (name for name, spec in tensor.spec.items() if spec.shared)
-        book = self._books.setdefault(key, tensor.tensors[name])
-        self._encoders.setdefault(key, item.quantizer.bound_to(tensor))
-        return torch.equal(book, tensor.tensors[name])
+    def check(self) -> None:
+        """LayerError for the first layer with a weight that is not finite: said before the work, not after half."""
+        for item in self.plan.assignments:
+            finite_weight(self.weights, item.name)
+
+    def layers(self, names: Iterable[str], stats: Mapping[str, LayerStats] | None = None) -> Iterator[LayerResult]:
+        """The layers called `names`, in that order."""
+        crew = self._crew or crew_for(self.plan, self.device)
+        tasks = (self._task(self._items[name], stats) for name in names)
+        for tensor, record in crew.run(encode_layer, tasks, self._landed):
+            yield LayerResult(record, tensor, self._index, len(self._items), record.name not in self._earlier)
+            self._index += 1
+
+    def _task(self, item: Assignment, stats: Mapping[str, LayerStats] | None) -> LayerTask:
+        finished = self._finished(item.name)
+        if finished is not None and not self._shared.agree(item, finished[0]):
+            finished = None
+        if finished is not None:
+            self._earlier.add(item.name)
+        codebooks = None if finished is not None else self._shared.codebooks(item)
+        return LayerTask(item, self.weights, stats, codebooks, self.device, finished)
+
+    def _landed(self, task: LayerTask, result: Layer) -> None:
+        if task.finished is None:
+            self._keep(*result)
 
 
-def _weight(model: nn.Module, name: str) -> Tensor:
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
-    if not bool(torch.isfinite(weight).all()):
-        raise LayerError(name, "has weights that are NaN or infinite; compress a checkpoint whose weights are finite")
-    return weight.detach()
+def working_nbytes(item: Assignment) -> int:
+    """What encoding one layer takes beside its codes, at most."""
+    columns = math.prod(item.shape[1:])
+    return _WORKING_NBYTES * math.prod(item.shape) + (_MOMENT_NBYTES * columns**2 if item.quantizer.calibrated else 0)
 
 
-def layer_record(item: Assignment, weight: Tensor, tensor: QuantizedTensor, stats: LayerStats | None) -> LayerRecord:
-    """The line of the table for `weight` [O, I] or [O, I, kh, kw] and its compressed form."""
-    decoded = tensor.dequantize()
-    if not bool(torch.isfinite(decoded).all()):
-        raise LayerError(
-            item.name, f"has weights up to {float(weight.abs().max()):g}, beyond the range of 16-bit scales"
+def crew_for(plan: CompressionPlan, device: torch.device, most: int | None = None) -> Crew:
+    """A GPU works alone; on the CPU as many threads as torch has, as far as `most` bytes of memory go.
+
+    most: by default what is free. ConfigError where not even one layer fits.
+    """
+    if device.type != "cpu":
+        return Alone()
+    needed = max(map(working_nbytes, plan.assignments), default=0)
+    if most is not None and needed > most:
+        raise ConfigError(
+            f"one layer of this plan needs {needed / 1e9:.2f} GB of memory while it is compressed, "
+            f"{most / 1e9:.2f} GB may be used; allow {needed / 1e9:.2f} GB or more"
         )
-    output = None if stats is None else relative_output_mse(weight, decoded, stats.second_moment)
-    return LayerRecord(
-        item.name,
-        item.kind,
-        item.shape,
-        str(item.quantizer),
-        tensor.bits_per_weight,
-        tensor.nbytes,
-        relative_mse(weight, decoded),
-        output,
-    )
+    room = free_nbytes(device) if most is None else most
+    return Threads(min(torch.get_num_threads(), room // max(1, needed)))
+
+
+def _device_of(weights: Weights, plan: CompressionPlan) -> torch.device:
+    return next((weights[f"{item.name}.weight"].device for item in plan.assignments), torch.device("cpu"))

@@ -6,6 +6,7 @@ import platform
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING
 from sdvq_core import presets
 from sdvq_core.arms import REFERENCE, Arm
 from sdvq_core.diffusion.sources import Source, at_hand, find_source
-from sdvq_core.errors import StoreError
+from sdvq_core.errors import ConfigError, StoreError
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.nn import footprint, make_ready
 from sdvq_core.peers import Peer, make_peer, peer_ledger
 from sdvq_core.plan import CompressionPlan, Rule
-from sdvq_core.production import Order, produce, recipe_digest
+from sdvq_core.production import Order, partial_artifact, produce, recipe_digest
 from sdvq_core.records import BaseInfo, Footprint, Ledger, Report
 from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import (
@@ -44,13 +45,20 @@ class Engine:
     """Loads, compresses and keeps models. data: folder of caches; device: auto, cpu or cuda.
 
     calibration: what the user decides about it, for every arm. mode: how compressed weights are kept in memory, auto,
-    resident or streaming; on a CPU it changes no number.
+    resident or streaming; on a CPU it changes no number. max_memory: bytes that compressing may take, None for what is
+    free; no part of any key.
     """
 
     def __init__(
-        self, data: Path, device: str = "auto", calibration: Calibration = DEFAULT, mode: str = "auto"
+        self,
+        data: Path,
+        device: str = "auto",
+        calibration: Calibration = DEFAULT,
+        mode: str = "auto",
+        max_memory: int | None = None,
     ) -> None:
         self.data, self.device, self.calibration, self.mode = data, device, calibration, mode
+        self.max_memory = max_memory
         self.store = ModelStore(data / "artifacts")
         self._base: BaseModel | None = None
         self._unets: OrderedDict[str, nn.Module] = OrderedDict()
@@ -125,25 +133,31 @@ class Engine:
         folder = self.cached(model, arm)
         return None if folder is None else read_report(folder)
 
-    def compress(self, model: str, arm: Arm) -> Iterator[Progress | Notice | Path]:
-        """Progress per layer, then the folder of the artifact; nothing but its folder when it is in the cache."""
+    def compress(self, model: str, arm: Arm, resume: bool = True) -> Iterator[Progress | Notice | Path]:
+        """Progress per layer, then the folder of the artifact; nothing but its folder when it is in the cache.
+
+        resume: whether layers that an earlier run has finished are used. The pipeline is loaded only where the arm
+        calibrates or learns; else each weight is read from the model's files when its turn comes.
+        """
         found = self.cached(model, arm)
         if found is None:
-            yield Progress("load", arm.word, 0, 1, "loading the base model")
+            yield Progress("load", arm.word, 0, 1, "reading the base model")
             if arm.target is not None and self.rules(model, arm) is None:
                 yield from measure(self.base(model), arm.target, self.data, self.calibration)
-            plan = self.plan(model, arm)
-            key = self._key(model, arm, plan)
-            unfinished = Unfinished(self.data / "unfinished" / key)
-            order = Order(self.base(model), plan, arm, self.data, unfinished, self.calibration)
-            for event in produce(order):
-                if isinstance(event, Artifact):
-                    found = self.store.put(key, event)
-                else:
-                    yield event
+            order = self._order(model, arm)
+            if not resume:
+                order.unfinished.forget()
+            yield from self._produced(order)
+            found = self.cached(model, arm)
             assert found is not None
-            unfinished.remove()
+            order.unfinished.remove()
         yield found
+
+    def partial(self, model: str, arm: Arm) -> Artifact:
+        """What is finished of an artifact in the making; its other layers are in 16 bits."""
+        if self.rules(model, arm) is None:
+            raise ConfigError(f"the bits of {arm.word} are not allocated yet; start its compression first")
+        return partial_artifact(self._order(model, arm))
 
     def unet(self, model: str, arm: Arm) -> nn.Module:
         """The UNet of `arm` on the device: the base's own for `fp16`, a peer's made at once, else from the artifact."""
@@ -180,6 +194,30 @@ class Engine:
         reason = self._short.pop(str(self.cached(model, arm)), None)
         if reason is not None:
             yield Notice(f"{arm.word}: {reason}")
+
+    def _order(self, model: str, arm: Arm) -> Order:
+        from sdvq_core.diffusion.base_model import full_config, pick_device, unet_weights
+
+        source, plan = find_source(model), self.plan(model, arm)
+        unfinished = Unfinished(self.data / "unfinished" / self._key(model, arm, plan))
+        fingerprint, weights, config = self.fingerprint(model), unet_weights(source), full_config(source)
+        device = pick_device(self.device)
+        whole = partial(self.base, model)
+        made = Order(source, fingerprint, weights, config, whole, plan, arm, self.data, unfinished, device)
+        return replace(made, calibration=self.calibration, max_memory=self.max_memory)
+
+    def _produced(self, order: Order) -> Iterator[Progress | Notice]:
+        """Progress until the artifact is in the cache; another process may be the first to put it there."""
+        key = order.unfinished.folder.name
+        try:
+            for event in produce(order):
+                if isinstance(event, Artifact):
+                    self.store.put(key, event)
+                else:
+                    yield event
+        except StoreError:
+            if self.store.get(key) is None:
+                raise
 
     def _made(self, model: str, arm: Arm) -> Iterator[Progress | Notice]:
         return (event for event in self.compress(model, arm) if not isinstance(event, Path))

@@ -7,7 +7,7 @@ and Conv2d but the first and last convolution and all that serves the time embed
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -16,7 +16,7 @@ from torch import nn
 from sdvq_core.errors import ConfigError
 from sdvq_core.ledger import build_ledger, file_nbytes, stored_specs
 from sdvq_core.nn import kind_of
-from sdvq_core.qtensor import TensorSpec
+from sdvq_core.qtensor import Meta, TensorSpec
 from sdvq_core.quantizers import Quantizer
 from sdvq_core.records import Fallback, Ledger
 
@@ -51,6 +51,10 @@ class Assignment:
     def spec(self) -> dict[str, TensorSpec]:
         return self.quantizer.spec(self.shape)
 
+    @property
+    def layout(self) -> Meta:
+        return self.quantizer.layout(self.shape)
+
 
 @dataclass(frozen=True)
 class CompressionPlan:
@@ -80,9 +84,22 @@ class CompressionPlan:
         return cls(tuple(assignments), kept, tuple(fallbacks))
 
     @property
+    def weights(self) -> int:
+        """Parameters of the model."""
+        return sum(math.prod(item.shape) for item in self.assignments) + sum(map(math.prod, self.kept.values()))
+
+    @property
     def stored(self) -> dict[str, TensorSpec]:
         """Every tensor that the artifact will hold."""
         return stored_specs({item.name: item.spec for item in self.assignments}, self.kept)
+
+    def only(self, names: Container[str], reason: str) -> CompressionPlan:
+        """The plan of the layers called `names`; the others stay in 16 bits, for `reason`."""
+        left = [item for item in self.assignments if item.name not in names]
+        kept = {**self.kept, **{f"{item.name}.weight": item.shape for item in left}}
+        fallbacks = tuple(Fallback(item.name, reason) for item in left)
+        assignments = tuple(item for item in self.assignments if item.name in names)
+        return CompressionPlan(assignments, kept, self.fallbacks + fallbacks)
 
     def ledger(self, metadata: Mapping[str, str]) -> Ledger:
         """The exact ledger of the artifact, given the metadata that its file will carry."""

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sdvq_core import statistics
 from sdvq_core.arms import Arm
-from sdvq_core.compress import LayerResult, compress, layer_record
+from sdvq_core.compress import Compression, LayerResult, crew_for
 from sdvq_core.diffusion.sources import Source
 from sdvq_core.distillation import TRAINING, Distilled, distill
-from sdvq_core.errors import SdvqError
+from sdvq_core.encoding import Weights, layer_record
+from sdvq_core.errors import ConfigError, SdvqError
 from sdvq_core.jobs import Notice, Progress
+from sdvq_core.pace import Pace
 from sdvq_core.plan import CompressionPlan
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.records import BaseInfo, Curve, LayerRecord, LayerStats
 from sdvq_core.sequential import compress_sequentially
 from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import Artifact, LayerEntry, Manifest, StatsFolder, Unfinished
-from sdvq_core.store.artifact import digest, stored_tensors
+from sdvq_core.store.artifact import Kept, StoredTensors, digest
 from sdvq_core.teaching import teach
 from sdvq_core.version import __version__
 
@@ -33,35 +36,71 @@ if TYPE_CHECKING:
     from sdvq_core.diffusion.base_model import BaseModel
 
 
+_FLOAT_NBYTES = 4
+
+
 @dataclass(frozen=True, eq=False)
 class Order:
-    """What is to be made, and from what. data: where statistics are kept; unfinished: what is done already."""
+    """What is to be made, and from what.
 
-    base: BaseModel
+    weights: of the UNet, by name, read when they are needed. config: the UNet's. base: loads the whole pipeline, for
+    statistics and distillation. data: where statistics are kept. unfinished: what is done already. max_memory: bytes
+    that compressing may take, None for what is free.
+    """
+
+    source: Source
+    fingerprint: str
+    weights: Weights
+    config: Mapping[str, Any]
+    base: Callable[[], BaseModel]
     plan: CompressionPlan
     arm: Arm
     data: Path
     unfinished: Unfinished
+    device: torch.device
     calibration: Calibration = DEFAULT
+    max_memory: int | None = None
+
+    @property
+    def info(self) -> BaseInfo:
+        return BaseInfo(self.source.name, self.fingerprint)
 
 
 @dataclass
 class _Made:
-    """What has been made so far."""
+    """What has been made so far. weights: from the disk, except for what a distillation has learnt."""
 
-    weights: dict[str, QuantizedTensor] = field(default_factory=dict)
+    weights: Mapping[str, QuantizedTensor]
+    kept: Mapping[str, Tensor]
     records: dict[str, LayerRecord] = field(default_factory=dict)
     stats: Mapping[str, LayerStats] = field(default_factory=dict)
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
     curve: Curve = ()
 
 
 def produce(order: Order) -> Iterator[Progress | Notice | Artifact]:
-    """Progress, then the artifact. Finished layers and looks of a training are kept in `order.unfinished`."""
-    made = _Made(kept=order.base.unet.state_dict())
+    """Progress, then the artifact. Finished layers and looks of a training are kept in `order.unfinished`.
+
+    Weights of the artifact stay on the disk until they are asked for.
+    """
+    made = _Made(order.unfinished.layers([item.name for item in order.plan.assignments]), order.weights)
     for event in _produce(order, made):
         yield replace(event, arm=order.arm.word) if isinstance(event, Progress) else event
-    yield _artifact(order, made)
+    yield _artifact(order, order.plan, made)
+
+
+def partial_artifact(order: Order) -> Artifact:
+    """What is finished of an artifact in the making: the other layers stay in 16 bits, and are listed.
+
+    SdvqError where no layer is finished.
+    """
+    found = {item.name: order.unfinished.layer(item.name) for item in order.plan.assignments}
+    records = {name: layer[1] for name, layer in found.items() if layer is not None}
+    if not records:
+        raise SdvqError(
+            f"no layer of {order.arm.word} is finished for {order.source.name}; start its compression first"
+        )
+    made = _Made(order.unfinished.layers(list(records)), order.weights, records)
+    return _artifact(order, order.plan.only(set(records), "not compressed yet"), made)
 
 
 def recipe_digest(
@@ -81,59 +120,76 @@ def recipe_digest(
 def versions() -> dict[str, str]:
     """Versions of the libraries that shape the numbers."""
     import diffusers
-    import torch
 
     return {"sdvq": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
 
 
 def _produce(order: Order, made: _Made) -> Iterator[Progress | Notice]:
     calibrated, resumed = bool(statistics.calibrated_layers(order.plan)), False
+    crew = crew_for(order.plan, order.device, order.max_memory)
+    run = Compression(
+        order.plan, order.weights, order.device, crew, order.unfinished.layer, order.unfinished.keep_layer
+    )
+    _check_memory(order)
+    for _ in Kept(order.plan.kept, order.weights).values():  # what cannot be stored is said before the work
+        pass
+    run.check()
     compressed = _in_blocks if calibrated and order.arm.sequential else _at_once
-    for event in compressed(order, made, calibrated):
+    for event in compressed(order, run, made, calibrated):
         if not isinstance(event, LayerResult):
             yield event
             continue
-        made.weights[event.record.name], made.records[event.record.name] = event.tensor, event.record
-        if event.fresh:
-            order.unfinished.keep_layer(event.tensor, event.record)
-        elif not resumed:
+        made.records[event.record.name] = event.record
+        if not event.fresh and not resumed:
             resumed = True
             yield Notice("going on where an earlier run stopped")
     if order.arm.distil is not None:
         yield from _distil(order, made)
 
 
-def _in_blocks(order: Order, made: _Made, calibrated: bool) -> Iterator[Progress | Notice | LayerResult]:
+def _check_memory(order: Order) -> None:
+    """ConfigError where the pipeline itself, which calibration and distillation run, is larger than what is allowed."""
+    runs = bool(statistics.calibrated_layers(order.plan)) and order.calibration.statistics is None
+    if order.max_memory is None or order.device.type != "cpu" or not (runs or order.arm.distil):
+        return
+    needed = _FLOAT_NBYTES * order.plan.weights
+    if needed > order.max_memory:
+        raise ConfigError(
+            f"{order.arm.word} runs the model while it learns from it, {needed / 1e9:.1f} GB in 32 bits, and "
+            f"{order.max_memory / 1e9:.1f} GB may be used; allow more, or name an arm without calibration, rvq:bits=3"
+        )
+
+
+def _in_blocks(
+    order: Order, run: Compression, made: _Made, calibrated: bool
+) -> Iterator[Progress | Notice | LayerResult]:
     """Block after block, each with statistics of its own."""
-    done = order.unfinished.layer
-    for event in compress_sequentially(order.base, order.plan, order.data, order.calibration, done):
+    for event in compress_sequentially(order.base(), run, order.data, order.calibration):
         if isinstance(event, StatsFolder):
             made.stats = event
         else:
             yield event
 
 
-def _at_once(order: Order, made: _Made, calibrated: bool) -> Iterator[Progress | Notice | LayerResult]:
+def _at_once(
+    order: Order, run: Compression, made: _Made, calibrated: bool
+) -> Iterator[Progress | Notice | LayerResult]:
     """Statistics of all layers first, then layer by layer."""
-    base, plan = order.base, order.plan
-    for event in statistics.gather(base, plan, order.data, order.calibration) if calibrated else ():
+    plan = order.plan
+    for event in statistics.gather(order.base(), plan, order.data, order.calibration) if calibrated else ():
         if isinstance(event, StatsFolder):
             made.stats = event
         else:
             yield event
-    sizes, fresh = [item.shape[0] * item.shape[1] for item in plan.assignments], 0
-    start = time.monotonic()
-    yield Progress("compress", "", 0, len(sizes), "fitting codebooks")
-    for result in compress(base.unet, plan, made.stats, done=order.unfinished.layer):
+    yield Progress("compress", "", 0, len(plan.assignments), "fitting codebooks")
+    pace = Pace(plan)
+    for result in run.layers([item.name for item in plan.assignments], made.stats):
         yield result
-        done = result.index + 1
-        fresh += sizes[result.index] if result.fresh else 0
-        left = (time.monotonic() - start) * sum(sizes[done:]) / fresh if fresh else None
-        yield Progress("compress", "", done, len(sizes), result.record.name, left)
+        yield pace.progress(result)
 
 
 def _distil(order: Order, made: _Made) -> Iterator[Progress]:
-    base, settings = order.base, order.arm.distil
+    base, settings = order.base(), order.arm.distil
     assert settings is not None
     for event in teach(base, settings, made.weights, order.calibration):
         if isinstance(event, Progress):
@@ -148,35 +204,28 @@ def _distil(order: Order, made: _Made) -> Iterator[Progress]:
 
 def _take(found: Distilled, order: Order, made: _Made) -> None:
     made.weights, made.kept, made.curve = dict(found.weights), found.kept, found.curve
-    state = order.base.unet.state_dict()
     for item in order.plan.assignments:
-        weight = state[f"{item.name}.weight"]
-        made.records[item.name] = layer_record(item, weight, found.weights[item.name], made.stats.get(item.name))
+        weight, tensor = order.weights[f"{item.name}.weight"].to(order.device), found.weights[item.name]
+        made.records[item.name] = layer_record(item, weight, tensor, made.stats.get(item.name))
 
 
-def _artifact(order: Order, made: _Made) -> Artifact:
-    base, plan = order.base, order.plan
-    kept = {name: made.kept[name].half().cpu() for name in plan.kept}
-    bad = next((name for name, tensor in kept.items() if not bool(tensor.isfinite().all())), None)
-    if bad is not None:
-        raise SdvqError(
-            f"{bad} is NaN, infinite or beyond the range of 16-bit floats; compress a checkpoint that is finite"
-        )
-    weights = made.weights
-    layers = {name: LayerEntry(weight.format, weight.shape, weight.meta) for name, weight in weights.items()}
-    info = BaseInfo(base.source.name, base.fingerprint)
-    manifest = Manifest(info, _recipe(order, info), layers, plan.fallbacks, digest(stored_tensors(weights, kept)))
+def _artifact(order: Order, plan: CompressionPlan, made: _Made) -> Artifact:
+    kept = Kept(plan.kept, made.kept)
+    layers = {item.name: LayerEntry(item.quantizer.format, item.shape, item.layout) for item in plan.assignments}
+    sha256 = digest(StoredTensors(made.weights, kept))
+    manifest = Manifest(order.info, _recipe(order, len(layers)), layers, plan.fallbacks, sha256)
     records = tuple(made.records[item.name] for item in plan.assignments)
-    return Artifact(_config(base.unet), manifest, weights, kept, records, versions(), made.curve)
+    return Artifact(_config(order.config), manifest, made.weights, kept, records, versions(), made.curve)
 
 
-def _recipe(order: Order, info: BaseInfo) -> str:
-    """The arm's word, and what the user decided about calibration if anything depends on that."""
+def _recipe(order: Order, finished: int) -> str:
+    """The arm's word, what the user decided about calibration if anything depends on that, and what is missing."""
     depends = bool(statistics.calibrated_layers(order.plan)) or order.arm.distil is not None
-    used = order.calibration.describe(info) if depends else ""
-    return f"{order.arm.word} with {used}" if used else order.arm.word
+    used, total = order.calibration.describe(order.info) if depends else "", len(order.plan.assignments)
+    missing = f", unfinished: {finished} of {total} layers" if finished < total else ""
+    return (f"{order.arm.word} with {used}" if used else order.arm.word) + missing
 
 
-def _config(unet: Any) -> dict[str, Any]:
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     private = ("_name_or_path", "_use_default_values", "_pre_quantization_dtype", "quantization_config")
-    return {name: value for name, value in dict(unet.config).items() if name not in private}
+    return {name: value for name, value in dict(config).items() if name not in private}

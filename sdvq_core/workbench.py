@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from sdvq_core import presets, recipes
-from sdvq_core.arms import parse_arm
+from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.comparison import Comparer
 from sdvq_core.diffusion.sources import at_hand, find_source, known_models
 from sdvq_core.distillation import DistillationSettings
@@ -60,6 +60,7 @@ class Workbench:
     """Models, quantizers, estimates, compression, comparison. data: folder of caches; device: auto, cpu or cuda.
 
     mode: how compressed weights are kept in memory: resident (decoded once), streaming (decoded in every step) or auto.
+    max_memory: bytes that compressing may take, by default what is free.
     """
 
     def __init__(
@@ -68,11 +69,12 @@ class Workbench:
         device: str = "auto",
         calibration: Calibration = DEFAULT,
         mode: str = "auto",
+        max_memory: int | None = None,
     ) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}")
         self.data = data or data_folder()
-        self.engine = Engine(self.data, device, calibration, check_mode(mode))
+        self.engine = Engine(self.data, device, calibration, check_mode(mode), max_memory)
         self._comparer = Comparer(self.engine)
 
     def warm_up(self) -> None:
@@ -118,17 +120,15 @@ class Workbench:
         """The report card of an arm that is in the cache already; None for `fp16` and for what is not made yet."""
         return self.engine.report(model, parse_arm(arm))
 
-    def compress(self, model: str, arm: str, out: Path | None = None) -> Iterator[Progress | Notice | Report]:
-        """Progress per layer, then the report; the artifact is in the cache, and in `out` as well where given."""
-        parsed = parse_arm(arm)
-        if parsed.peer is not None:
-            raise ConfigError(f"{arm} can be compared and evaluated, but its library's weights cannot be saved here")
-        if not parsed.compresses:
-            raise ConfigError(
-                f"{arm} is nothing to compress; name a quantizer such as rvq:bits=3, or a recipe such as @preview"
-            )
-        start = time.monotonic()
-        for event in self.engine.compress(model, parsed):
+    def compress(
+        self, model: str, arm: str, out: Path | None = None, resume: bool = True
+    ) -> Iterator[Progress | Notice | Report]:
+        """Progress per layer, then the report; the artifact is in the cache, and in `out` as well where given.
+
+        resume: whether a run that was stopped goes on where it was.
+        """
+        parsed, start = self._compressing(arm), time.monotonic()
+        for event in self.engine.compress(model, parsed, resume):
             if not isinstance(event, Path):
                 yield event
                 continue
@@ -138,12 +138,29 @@ class Workbench:
                 report = replace(report, artifact=str(out))
             yield report
 
+    def partial(self, model: str, arm: str, out: Path) -> Report:
+        """What is finished of a compression that was stopped, as an artifact in `out`: its other layers in 16 bits."""
+        write_artifact(out, self.engine.partial(model, self._compressing(arm)))
+        return read_report(out)
+
     def tune(
         self, model: str, words: Sequence[str], bits: float, distil: DistillationSettings | None = None
     ) -> Iterator[Progress | Notice | dict[str, Any]]:
         """Progress, then a recipe for this model alone: bits allocated among the quantizers that `words` name."""
         target, calibration = Target(tuple(map(parse, words)), bits), self.engine.calibration
         yield from tune(self.engine.base(model), target, distil, self.data, calibration)
+
+    @staticmethod
+    def _compressing(word: str) -> Arm:
+        """The arm of `word`, if it is one that makes an artifact."""
+        parsed = parse_arm(word)
+        if parsed.peer is not None:
+            raise ConfigError(f"{word} can be compared and evaluated, but its library's weights cannot be saved here")
+        if not parsed.compresses:
+            raise ConfigError(
+                f"{word} is nothing to compress; name a quantizer such as rvq:bits=3, or a recipe such as @preview"
+            )
+        return parsed
 
     def generate(self, model: str, arm: str, sampling: Sampling) -> Iterator[CompareEvent]:
         """One image of one arm: a comparison with nothing to compare with."""

@@ -17,7 +17,7 @@ from sdvq_core.plan import vqdm_rules
 from sdvq_core.quantizers import Quantizer, catalogue, make
 from sdvq_core.records import BaseInfo, LayerStats
 from sdvq_core.store import Artifact, LayerEntry, Manifest
-from sdvq_core.store.artifact import digest, stored_tensors
+from sdvq_core.store.artifact import StoredTensors, digest
 
 NAMES = tuple(info.name for info in catalogue())
 BITS = [(info.name, bits) for info in catalogue() for bits in info.bit_widths]
@@ -108,7 +108,7 @@ def tiny_artifact(
         str(found),
         layers,
         plan.fallbacks,
-        digest(stored_tensors(weights, kept)),
+        digest(StoredTensors(weights, kept)),
     )
     records = tuple(result.record for result in results)
     return Artifact(UNET_CONFIG, manifest, weights, kept, records, {"sdvq": "test"}), plan

@@ -213,10 +213,19 @@ def test_a_plan_gets_the_statistics_of_its_calibrated_layers_alone(tiny_base, tm
 
 
 def test_activations_that_are_not_finite_name_layer_and_timestep(tiny_pipeline_folder, tmp_path):
+    """As where a model whose weights are finite overflows in half precision."""
+    model, workbench = str(tiny_pipeline_folder), Workbench(tmp_path, "cpu")
+    workbench.engine.base(model).unet.down_blocks[0].resnets[0].conv1.bias.data[0] = torch.nan
+    with pytest.raises(LayerError, match=r"layer down_blocks.0.resnets.0.conv2: .*at step 1 of 20, timestep \d+"):
+        list(workbench.compress(model, "gptq:bits=3"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_what_is_not_finite_in_the_file_is_said_before_the_work(tiny_pipeline_folder, tmp_path):
     folder = Path(shutil.copytree(tiny_pipeline_folder, tmp_path / "broken"))
     tensors = load_file(folder / WEIGHTS)
     tensors["down_blocks.0.resnets.0.conv1.bias"][0] = torch.nan
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    with pytest.raises(LayerError, match=r"layer down_blocks.0.resnets.0.conv2: .*at step 1 of 20, timestep \d+"):
+    with pytest.raises(StoreError, match=r"down_blocks.0.resnets.0.conv1.bias is NaN"):
         compressed(folder, tmp_path / "data", Calibration())
     assert not list((tmp_path / "data").rglob("*.safetensors"))

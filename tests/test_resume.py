@@ -1,4 +1,4 @@
-"""A compression that was stopped goes on: the same bytes as an undisturbed run, at most one layer computed twice."""
+"""A compression that was stopped goes on: the same bytes as an undisturbed run, per thread at most one layer twice."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sdvq_core import presets
 from sdvq_core.arms import Arm, parse_arm
@@ -32,7 +33,7 @@ def two_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the layers that were really computed."""
     names: list[str] = []
-    room = import_module("sdvq_core.compress")  # sdvq_core.compress is the function of that name
+    room = import_module("sdvq_core.encoding")
     record = room.layer_record
 
     def noted(item: Any, *rest: Any) -> Any:
@@ -72,7 +73,7 @@ def test_layers_are_not_computed_twice(
         stop_at(Engine(tmp_path / "stopped", "cpu"), model, arm, place)
     found, events = run(Engine(tmp_path / "stopped", "cpu"), model, arm)
     assert found == wanted
-    assert len(computed) <= total + 3
+    assert len(computed) <= total + 3 * torch.get_num_threads()  # each stop loses what is in the making, no more
     assert any(isinstance(event, Notice) and "earlier run" in event.text for event in events)
     assert not list((tmp_path / "stopped" / "unfinished").iterdir())
 

@@ -8,23 +8,26 @@ from typing import Any
 
 import pytest
 import torch
+from orders import an_order
 
 from sdvq_core import presets
 from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.calibration import block_groups
-from sdvq_core.compress import LayerResult
+from sdvq_core.compress import Compression, LayerResult
+from sdvq_core.crew import Threads
 from sdvq_core.diffusion.sampling import sample_batch
+from sdvq_core.encoding import ModuleWeights
 from sdvq_core.engine import Engine
 from sdvq_core.errors import ConfigError
 from sdvq_core.integrations.loading import load_artifact
 from sdvq_core.jobs import Progress, Sampling
 from sdvq_core.metrics.weights import relative_mse
 from sdvq_core.plan import CompressionPlan
-from sdvq_core.production import Order, produce, recipe_digest
+from sdvq_core.production import produce, recipe_digest
 from sdvq_core.recipes import find_recipe
 from sdvq_core.sequential import compress_sequentially
 from sdvq_core.statistics import Calibration, gather
-from sdvq_core.store import Artifact, Unfinished, write_artifact
+from sdvq_core.store import Artifact, write_artifact
 
 WORD = "gptq:bits=2"
 PROMPTS = ["a red frog", "a blue frog", "blue", "a frog on red"]
@@ -46,10 +49,14 @@ def plan(tiny_base: Any, arm: Arm) -> CompressionPlan:
     return CompressionPlan.resolve(tiny_base.unet, arm.rules)
 
 
+def a_run(base, plan):
+    return Compression(plan, ModuleWeights(base.unet), base.device)
+
+
 def test_the_first_group_is_calibrated_as_ever_and_later_ones_on_what_came_before(tiny_base, plan, tmp_path):
     before = [tensor.clone() for tensor in tiny_base.unet.state_dict().values()]
     *_, plain = gather(tiny_base, plan, tmp_path)
-    *events, found = compress_sequentially(tiny_base, plan, tmp_path)
+    *events, found = compress_sequentially(tiny_base, a_run(tiny_base, plan), tmp_path)
     groups = list(block_groups([item.name for item in plan.assignments]).values())
     assert set(found) == set(plain) == {name for names in groups for name in names}
     drift = [
@@ -67,16 +74,18 @@ def test_the_first_group_is_calibrated_as_ever_and_later_ones_on_what_came_befor
 
 
 def test_each_layer_is_what_its_own_statistics_make_of_the_original_weight(tiny_base, plan, tmp_path):
-    *events, found = compress_sequentially(tiny_base, plan, tmp_path)
+    *events, found = compress_sequentially(tiny_base, a_run(tiny_base, plan), tmp_path)
     results = {event.record.name: event for event in events if isinstance(event, LayerResult)}
     for item in plan.assignments[::7]:
         weight = tiny_base.unet.get_submodule(item.name).weight.detach()
-        again = item.quantizer.quantize(weight, found[item.name])
+        (again,) = Threads(1).run(
+            lambda task: task[0].quantize(*task[1:]), [(item.quantizer, weight, found[item.name])]
+        )
         assert torch.equal(again.dequantize(), results[item.name].tensor.dequantize())
 
 
 def test_progress_never_goes_back_and_the_time_left_covers_all_groups(tiny_base, plan, tmp_path):
-    events = [e for e in compress_sequentially(tiny_base, plan, tmp_path) if isinstance(e, Progress)]
+    events = [e for e in compress_sequentially(tiny_base, a_run(tiny_base, plan), tmp_path) if isinstance(e, Progress)]
     for stage in ("calibrate", "compress"):
         shares = [event.done / event.total for event in events if event.stage == stage]
         assert shares == sorted(shares)
@@ -88,15 +97,15 @@ def test_progress_never_goes_back_and_the_time_left_covers_all_groups(tiny_base,
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_groups_it_has(tiny_base, plan, tmp_path):
-    run = compress_sequentially(tiny_base, plan, tmp_path)
+    run = compress_sequentially(tiny_base, a_run(tiny_base, plan), tmp_path)
     for event in run:
         if isinstance(event, Progress) and event.text.startswith("mid_block"):
             break
     run.close()
-    *events, found = compress_sequentially(tiny_base, plan, tmp_path)
+    *events, found = compress_sequentially(tiny_base, a_run(tiny_base, plan), tmp_path)
     texts = [event.text for event in events if isinstance(event, Progress) and event.stage == "calibrate"]
     assert texts[0].startswith("mid_block")
-    *_, whole = compress_sequentially(tiny_base, plan, tmp_path / "again")
+    *_, whole = compress_sequentially(tiny_base, a_run(tiny_base, plan), tmp_path / "again")
     assert found.digest == whole.digest
 
 
@@ -104,7 +113,7 @@ def test_only_the_layers_of_a_plan_that_ask_are_calibrated(tiny_base, tmp_path):
     """A group without any, and a mixed one, are compressed in their turn all the same."""
     rules = (*parse_arm("gptq").rules, *(replace(r, pattern="down_blocks*") for r in parse_arm("rtn").rules[:1]))
     plan = CompressionPlan.resolve(tiny_base.unet, rules)
-    *events, found = compress_sequentially(tiny_base, plan, tmp_path)
+    *events, found = compress_sequentially(tiny_base, a_run(tiny_base, plan), tmp_path)
     assert sum(isinstance(event, LayerResult) for event in events) == len(plan.assignments)
     assert not any(name.startswith("down_blocks") for name in found)
     *_, plain = gather(tiny_base, plan, tmp_path)
@@ -143,7 +152,7 @@ def test_a_recipe_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
 
 def test_borrowed_statistics_and_block_after_block_exclude_each_other(tiny_base, plan, tmp_path):
     with pytest.raises(ConfigError, match="leave out the folder"):
-        list(compress_sequentially(tiny_base, plan, tmp_path, Calibration(statistics=tmp_path)))
+        list(compress_sequentially(tiny_base, a_run(tiny_base, plan), tmp_path, Calibration(statistics=tmp_path)))
 
 
 def test_it_is_a_small_change_of_the_final_error_either_way(tiny_base, arm, plan, tmp_path):
@@ -154,11 +163,10 @@ def test_it_is_a_small_change_of_the_final_error_either_way(tiny_base, arm, plan
     errors = []
     for sequential in (False, True):
         folder = tmp_path / str(sequential)
-        unfinished = Unfinished(tmp_path / "unfinished" / str(sequential))
-        *_, artifact = produce(Order(tiny_base, plan, replace(arm, sequential=sequential), tmp_path, unfinished))
+        *_, artifact = produce(an_order(tiny_base, plan, replace(arm, sequential=sequential), folder / "data"))
         assert isinstance(artifact, Artifact)
-        write_artifact(folder, artifact)
-        errors.append(latent_error(tiny_base, load_artifact(folder, tiny_base.device, tiny_base.dtype)))
+        write_artifact(folder / "out", artifact)
+        errors.append(latent_error(tiny_base, load_artifact(folder / "out", tiny_base.device, tiny_base.dtype)))
     assert 0.75 * errors[0] < errors[1] < 1.25 * errors[0]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from sdvq_core.bench.full_size import plan_for, random_unet, weight_of
 from sdvq_core.bench.gpu_setting import SUITE, Setting
 from sdvq_core.bench.timing import Row
-from sdvq_core.compress import SharedSets
+from sdvq_core.encoding import LayerTask, ModuleWeights, SharedSets, encode_layer
 from sdvq_core.plan import Assignment
 from sdvq_core.quantizers import parse
 
@@ -36,18 +36,18 @@ def quantize_tcq(setting: Setting) -> Iterator[Row]:
 def _quantize(setting: Setting, word: str) -> Row:
     unet = random_unet(setting.device, setting.dtype, setting.config)
     plan = plan_for(unet, parse(word))
-    weights = {item.name: weight_of(unet, item.name) for item in plan.assignments}
-    sets = SharedSets(plan, weights)
+    weights = ModuleWeights(unet)
+    sets = SharedSets(plan, weights, setting.device)
 
     def seconds(item: Assignment) -> float:
         setting.clock.wait()
         start = time.perf_counter()
-        sets.encoder(item)(weights[item.name])
+        encode_layer(LayerTask(item, weights, None, sets.codebooks(item), setting.device))
         setting.clock.wait()
         return time.perf_counter() - start
 
     counts, firsts = Counter(item.shape for item in plan.assignments), _firsts(plan.assignments)
-    plan.assignments[0].quantizer.quantize(weights[firsts[-1].name])  # compiles; not counted
+    plan.assignments[0].quantizer.quantize(weight_of(unet, firsts[-1].name))  # compiles; not counted
     spent = {item.shape: seconds(item) for item in firsts}
     foretold, total = sum(counts[shape] * each for shape, each in spent.items()), len(plan.assignments)
     name = f"quantize {word}, data-free, all {total} layers"

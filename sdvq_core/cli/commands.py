@@ -45,6 +45,10 @@ Statistics = Annotated[
 ]
 Memory = Annotated[float | None, typer.Option(help="Gigabytes for statistics; default: half of what is free.", min=0)]
 
+MaxMemory = Annotated[
+    float | None, typer.Option(help="Gigabytes that compressing may take; default: what is free.", min=0)
+]
+
 
 @app.command()
 def models(as_json: Json = False) -> None:
@@ -82,12 +86,23 @@ def compress(
     timesteps: Timesteps = "uniform",
     statistics: Statistics = None,
     memory: Memory = None,
+    max_memory: MaxMemory = None,
+    resume: Annotated[bool, typer.Option(help="Go on where an earlier run stopped.")] = True,
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="Compute nothing: write the layers finished so far to --out, rest in 16 bits."),
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Compress a model's UNet into an artifact that diffusers loads."""
     chosen = _calibration(calibration, timesteps, statistics, memory)
-    report = last(_workbench(device, chosen).compress(model, arm, out), Report)
+    workbench = _workbench(device, chosen, max_memory=_nbytes("--max-memory", max_memory))
+    if partial and out is None:
+        raise ConfigError("--partial writes an artifact of its own: name its folder with --out")
+    report = (
+        workbench.partial(model, arm, out) if partial else last(workbench.compress(model, arm, out, resume), Report)
+    )
     print_answer(as_json, report.to_json(), [f"{report.artifact}", f"{size(report.ledger)}", *table(report)])
 
 
@@ -233,21 +248,26 @@ def _how_to_use(recipe: Path) -> str:
     return f", use it as @{recipe.stem}" if at_hand else f"; copy it to {place} to use it as @{recipe.stem}"
 
 
-def _workbench(device: str = "auto", calibration: Any = None, mode: str = "auto") -> Any:
+def _workbench(device: str = "auto", calibration: Any = None, **settings: Any) -> Any:
     from sdvq_core.workbench import Workbench
 
     chosen = {} if calibration is None else {"calibration": calibration}
-    return Workbench(device=device, mode=mode, **chosen)
+    return Workbench(device=device, **chosen, **settings)
+
+
+def _nbytes(option: str, gigabytes: float | None) -> int | None:
+    if gigabytes is not None and not 0 < gigabytes < 1e6:
+        raise ConfigError(f"{option} must be a number of gigabytes above 0, got {gigabytes}")
+    return None if gigabytes is None else int(gigabytes * 1e9)
 
 
 def _calibration(prompts: Path | None, timesteps: str, statistics: Path | None, gigabytes: float | None) -> Any:
     from sdvq_core.calibration import read_prompts
     from sdvq_core.statistics import Calibration
 
-    if gigabytes is not None and not 0 < gigabytes < 1e6:
-        raise ConfigError(f"--memory must be a number of gigabytes above 0, got {gigabytes}")
+    nbytes = _nbytes("--memory", gigabytes)
     texts = () if prompts is None else read_prompts(prompts)
-    return Calibration(texts, timesteps, statistics, None if gigabytes is None else int(gigabytes * 1e9))
+    return Calibration(texts, timesteps, statistics, nbytes)
 
 
 def _sampling(model: str, prompt: str, seed: int, steps: int | None, guidance: float | None) -> Sampling:

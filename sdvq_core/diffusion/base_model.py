@@ -18,12 +18,13 @@ from sdvq_core.diffusion.hub import hub_folder, reachable
 from sdvq_core.diffusion.quiet import quiet
 from sdvq_core.diffusion.sdxl_config import sdxl_unet_config
 from sdvq_core.diffusion.sources import PRESETS, SDXL, Source
+from sdvq_core.diffusion.weights import UnetWeights
 from sdvq_core.errors import ConfigError, ModelError
 
 with quiet():  # transformers says at import time that torchvision is missing; nothing here needs it
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
-__all__ = ["BaseModel", "fingerprint", "load_base", "pick_device", "unet_config", "unet_skeleton"]
+__all__ = ["BaseModel", "fingerprint", "load_base", "pick_device", "unet_config", "unet_skeleton", "unet_weights"]
 
 DEVICES = ("auto", "cpu", "cuda")
 LATENT_FACTOR = 8
@@ -82,10 +83,21 @@ def unet_config(source: Source) -> dict[str, Any]:
     return config
 
 
+def full_config(source: Source) -> dict[str, Any]:
+    """The UNet's configuration with every default spelled out."""
+    return dict(unet_skeleton(source).config)
+
+
 def unet_skeleton(source: Source) -> UNet2DConditionModel:
     """The UNet with shapes and no storage (meta device)."""
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(unet_config(source))
+
+
+def unet_weights(source: Source) -> UnetWeights:
+    """The UNet's weights, read when they are asked for; ModelError where names differ from what its config wants."""
+    _check_files(source, _local_folder(source))
+    return UnetWeights(unet_files(source))
 
 
 def _local_folder(source: Source) -> Path | None:

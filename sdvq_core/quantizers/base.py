@@ -67,12 +67,15 @@ class Quantizer(Settings):
         """Name of the codebook set that a layer of `shape` shares with others, "" if it has its own."""
         return str(self.layout(shape).get("shared", ""))
 
-    def bound_to(self, tensor: QuantizedTensor) -> Encoder:
-        """`quantize` bound to the codebook set that `tensor`, a layer of the same set, was made with."""
-        return self.quantize
+    def fit_shared(self, weights: Sequence[Tensor]) -> Tensor | None:
+        """One codebook set for all `weights`, each asked for once; None for a fixed set that `quantize` knows.
 
-    def fit_shared(self, weights: Sequence[Tensor]) -> Encoder:
-        """`quantize` bound to one codebook set, fitted to `weights`; asked only where `sharing_key` is not ""."""
+        Asked only where `sharing_key` is not "".
+        """
+        return None
+
+    def bound_to(self, codebooks: Tensor) -> Encoder:
+        """`quantize` with a shared set, from `fit_shared` or from a layer that has it; itself where sets are fixed."""
         return self.quantize
 
     def spec(self, shape: Sequence[int]) -> dict[str, TensorSpec]:

@@ -15,6 +15,7 @@ from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.quantizers.base import Quantizer, Value, knob, register
 from sdvq_core.records import LayerStats
 
+_BLOCK = 1 << 19  # weights that are searched at a time: what lies between stays in the caches
 _SHRINKS = tuple(1 - 0.025 * step for step in range(21))  # of the min-max range, tried from whole to half
 
 
@@ -50,7 +51,9 @@ class RoundToNearest(Quantizer):
         importance = torch.nn.functional.pad(importance.to(rows), (0, missing)).reshape(1, -1, size)  # [1, S, size]
         padded = torch.cat([rows, rows[:, -1:].expand(-1, missing)], 1)
         runs = padded.reshape(len(rows), -1, size)  # [O, S, size]
-        codes, scale, offset = _search(runs, importance, 2**self.bits - 1)
+        rows_at_once = max(1, _BLOCK // runs[0].numel())
+        found = [_search(part, importance, 2**self.bits - 1) for part in runs.split(rows_at_once)]
+        codes, scale, offset = (torch.cat(parts) for parts in zip(*found, strict=True))
         tensors = {"codes": pack(codes, self.bits), "scale": scale, "offset": offset}
         return QuantizedTensor(self.format, tuple(weight.shape), tensors, meta)
 

@@ -75,22 +75,20 @@ class VectorQuantizer(Quantizer):
         private = self.share == "layer" or (self.share == "auto" and cost <= _PRIVATE_BITS)
         return "" if private else f"{self.name}-{self.digest}"
 
-    def fit_shared(self, weights: Sequence[Tensor]) -> Encoder:
-        """Fit one codebook set to an even sample of the groups of all `weights`."""
+    def fit_shared(self, weights: Sequence[Tensor]) -> Tensor:
+        """One codebook set float16 [M, K, d], fitted to an even sample of the groups of all `weights`."""
         generator = _generator()
         quota = -(-_TRAINING_POINTS * 2**self.width // len(weights))
         drawn = [_sample(*_normalise(weight, self.group_size, None)[:2], quota, generator) for weight in weights]
         points, importance = (torch.cat(part) for part in zip(*drawn, strict=True))
-        codebooks = self.fit(points, importance, generator).half()
-        return lambda weight, stats=None: self.quantize_with(weight, stats, codebooks)
+        return self.fit(points, importance, generator).half()
 
-    def bound_to(self, tensor: QuantizedTensor) -> Encoder:
-        codebooks = tensor.tensors["codebook"]
+    def bound_to(self, codebooks: Tensor) -> Encoder:
         return lambda weight, stats=None: self.quantize_with(weight, stats, codebooks)
 
     def quantize(self, weight: Tensor, stats: LayerStats | None = None) -> QuantizedTensor:
         if self.sharing_key(weight.shape):
-            return self.fit_shared([weight])(weight, stats)
+            return self.bound_to(self.fit_shared([weight]))(weight, stats)
         points, importance, _ = _normalise(weight, self.group_size, stats)
         generator = _generator()
         training = _sample(points, importance, _TRAINING_POINTS * 2**self.width, generator)

@@ -8,17 +8,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sdvq_core.errors import ConfigError, StoreError
@@ -35,13 +33,17 @@ from sdvq_core.store.manifest import (
     parse_card,
     read_manifest,
 )
+from sdvq_core.store.tensor_file import flush, write_tensors
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """A compressed UNet in memory. unet_config: of diffusers, without quantization_config. kept: float16 tensors."""
+    """A compressed UNet. unet_config: of diffusers, without quantization_config. kept: float16 tensors.
+
+    weights and kept may read what they are asked for from elsewhere.
+    """
 
     unet_config: Mapping[str, Any]
     manifest: Manifest
@@ -52,19 +54,65 @@ class Artifact:
     curve: Curve = ()
 
 
-def stored_tensors(weights: Mapping[str, QuantizedTensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every tensor under its name in the file; a shared codebook appears once."""
-    found = dict(kept)
-    for layer, weight in weights.items():
-        for name, spec in weight.spec.items():
-            found[SHARED_PREFIX + spec.shared if spec.shared else f"{layer}.{name}"] = weight.tensors[name]
-    return found
+class StoredTensors(Mapping[str, Tensor]):
+    """Every tensor of an artifact under its name in the file, a shared codebook once; made when it is asked for."""
+
+    def __init__(self, weights: Mapping[str, QuantizedTensor], kept: Mapping[str, Tensor]) -> None:
+        self._weights, self._kept = weights, kept
+        self._places: dict[str, tuple[str, str]] = {}  # name in the file: layer, array
+        self.specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in kept.items()}
+        for layer, weight in weights.items():
+            for array, spec in weight.spec.items():
+                name = SHARED_PREFIX + spec.shared if spec.shared else f"{layer}.{array}"
+                self._places[name], self.specs[name] = (layer, array), (spec.dtype, spec.shape)
+        self._last: tuple[str, QuantizedTensor] | None = None  # its other arrays are often asked for next
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._places:
+            return self._kept[name]
+        layer, array = self._places[name]
+        if self._last is None or self._last[0] != layer:
+            self._last = layer, self._weights[layer]
+        return self._last[1].tensors[array]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+
+class Kept(Mapping[str, Tensor]):
+    """What stays in 16 bits: the tensors called `names` of `weights`, in float16 on the CPU.
+
+    StoreError for one that is not finite, or beyond the range of float16.
+    """
+
+    def __init__(self, names: Iterable[str], weights: Mapping[str, Tensor]) -> None:
+        self._names, self._weights = dict.fromkeys(names), weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        tensor = self._weights[name].half().cpu()
+        if not bool(tensor.isfinite().all()):
+            raise StoreError(
+                f"{name} is NaN, infinite or beyond the range of 16-bit floats; compress a checkpoint that is finite"
+            )
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes, sorted by name."""
     state = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
+    for name in sorted(tensors):
+        tensor = tensors[name]
         state.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return state.hexdigest()
@@ -81,17 +129,15 @@ def write_artifact(folder: Path, artifact: Artifact, replace: bool = True) -> No
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
     try:
         temporary.mkdir(parents=True)
-        tensors = {
-            name: tensor.contiguous() for name, tensor in stored_tensors(artifact.weights, artifact.kept).items()
-        }
-        save_file(tensors, temporary / WEIGHTS_NAME, card_metadata(artifact.records, artifact.versions, artifact.curve))
+        stored = StoredTensors(artifact.weights, artifact.kept)
+        card = card_metadata(artifact.records, artifact.versions, artifact.curve)
+        write_tensors(temporary / WEIGHTS_NAME, stored.specs, stored.__getitem__, card)
         config = {**artifact.unet_config, "quantization_config": artifact.manifest.to_json()}
         (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
-        for name in (WEIGHTS_NAME, CONFIG_NAME):
-            _flush(temporary / name)
-        _flush(temporary)
+        flush(temporary / CONFIG_NAME)
+        flush(temporary)
         _install(temporary, folder, replace)
-        _flush(folder.parent)
+        flush(folder.parent)
     except OSError as error:
         raise StoreError(f"the artifact cannot be written to {folder} ({error.strerror or error})") from None
     finally:
@@ -107,7 +153,7 @@ def read_artifact(folder: Path) -> Artifact:
             f"{folder / WEIGHTS_NAME} is damaged: its content does not match its SHA-256; compress the model again"
         )
     weights = {name: _weight(name, entry, tensors) for name, entry in manifest.layers.items()}
-    used = set(stored_tensors(weights, {}))
+    used = set(StoredTensors(weights, {}))
     kept = {name: tensor for name, tensor in tensors.items() if name not in used}
     records, versions, curve = parse_card(card, manifest)
     return Artifact(config, manifest, weights, kept, records, versions, curve)
@@ -171,17 +217,6 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
     with _open(folder) as file:
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
         return tensors, (file.metadata() or {}).get(CARD_KEY, "")
-
-
-def _flush(path: Path) -> None:
-    """Force a file, or the entries of a folder (where the system can), to the disk."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _install(temporary: Path, folder: Path, replace: bool) -> None:

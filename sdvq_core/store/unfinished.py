@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sdvq_core.errors import SdvqError
+from sdvq_core.errors import SdvqError, StoreError
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.records import LayerRecord
 from sdvq_core.store.images import write_bytes
@@ -47,6 +47,10 @@ class Unfinished:
         except (SdvqError, KeyError, TypeError):
             return None
 
+    def layers(self, names: Sequence[str]) -> Mapping[str, QuantizedTensor]:
+        """The finished layers called `names`, each read when it is asked for; StoreError for one that is not here."""
+        return _Layers(self, names)
+
     def keep_layer(self, tensor: QuantizedTensor, record: LayerRecord) -> None:
         """Note a finished layer."""
         about = {"format": tensor.format, "shape": tensor.shape, "meta": dict(tensor.meta), "record": record.to_json()}
@@ -60,13 +64,40 @@ class Unfinished:
         """Replace the state of training; `about` holds what JSON can hold."""
         _write(self.folder / _STATE, tensors, about)
 
+    def forget(self) -> None:
+        """Drop what is finished: the next run starts anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def remove(self) -> None:
         """Drop it all: the artifact is finished. What others left unfinished for two weeks goes as well."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.forget()
         for other in self.folder.parent.glob("*"):
             with suppress(OSError):
                 if time.time() - other.stat().st_mtime > _STALE_SECONDS:
                     shutil.rmtree(other, ignore_errors=True)
+
+
+class _Layers(Mapping[str, QuantizedTensor]):
+    """The compressed weights in the folder, by layer."""
+
+    def __init__(self, unfinished: Unfinished, names: Sequence[str]) -> None:
+        self._unfinished, self._names = unfinished, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> QuantizedTensor:
+        if name not in self._names:
+            raise KeyError(name)
+        found = self._unfinished.layer(name)
+        if found is None:
+            raise StoreError(
+                f"the finished layer {name} is gone from {self._unfinished.folder}; compress again, the rest is kept"
+            )
+        return found[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from orders import an_order
 
 from sdvq_core.arms import parse_arm
 from sdvq_core.calibration import Trajectory
@@ -27,10 +28,10 @@ from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import Progress, Sampling
 from sdvq_core.nn import swap_layer
 from sdvq_core.plan import CompressionPlan, vqdm_rules
-from sdvq_core.production import Order, produce, recipe_digest
+from sdvq_core.production import produce, recipe_digest
 from sdvq_core.quantizers import parse
 from sdvq_core.recipes import find_recipe
-from sdvq_core.store import Artifact, Unfinished, read_artifact, read_report, write_artifact
+from sdvq_core.store import Artifact, read_artifact, read_report, write_artifact
 
 WORD = "rvq:codebooks=2,code_bits=4,beam=2"
 QUICK = DistillationSettings(updates=6, batch=4, lr=3e-3, warm_up=1, look_every=2)
@@ -153,7 +154,7 @@ def test_same_settings_same_numbers(tiny_base: Any, lessons: Lessons, distilled:
 def test_an_arm_with_distillation_is_an_artifact_of_the_promised_size(tiny_base: Any, tmp_path: Path) -> None:
     arm = replace(parse_arm(WORD), distil=QUICK)
     plan = CompressionPlan.resolve(tiny_base.unet, arm.rules)
-    *_, artifact = produce(Order(tiny_base, plan, arm, tmp_path / "data", Unfinished(tmp_path / "unfinished")))
+    *_, artifact = produce(an_order(tiny_base, plan, arm, tmp_path / "data"))
     assert isinstance(artifact, Artifact)
     write_artifact(tmp_path / "out", artifact)
     plain = recipe_digest(tiny_base.source, "0", plan, parse_arm(WORD))
@@ -172,9 +173,9 @@ def test_an_arm_with_distillation_is_an_artifact_of_the_promised_size(tiny_base:
 
 
 def _stored(artifact: Artifact) -> list[torch.Tensor]:
-    from sdvq_core.store.artifact import stored_tensors
+    from sdvq_core.store.artifact import StoredTensors
 
-    return list(stored_tensors(artifact.weights, artifact.kept).values())
+    return list(StoredTensors(artifact.weights, artifact.kept).values())
 
 
 def test_recipes_may_ask_for_it(tmp_path: Path) -> None:

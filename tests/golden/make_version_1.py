@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from sdvq_core.quantizers import parse
 from sdvq_core.records import BaseInfo
-from sdvq_core.store.artifact import Artifact, digest, stored_tensors, write_artifact
+from sdvq_core.store.artifact import Artifact, StoredTensors, digest, write_artifact
 from sdvq_core.store.manifest import LayerEntry, Manifest
 
 FOLDER = Path(__file__).parent / "version-1"
@@ -33,7 +33,7 @@ def make(folder: Path, layers: Mapping[str, tuple[str, tuple[int, ...]]]) -> Non
     }
     kept = {"conv_in.bias": torch.arange(3, dtype=torch.float16)}
     entries = {name: LayerEntry(weight.format, weight.shape, weight.meta) for name, weight in weights.items()}
-    manifest = Manifest(BaseInfo("golden", "0" * 16), "golden", entries, (), digest(stored_tensors(weights, kept)))
+    manifest = Manifest(BaseInfo("golden", "0" * 16), "golden", entries, (), digest(StoredTensors(weights, kept)))
     write_artifact(folder, Artifact({"in_channels": 4}, manifest, weights, kept, (), {"sdvq": "golden"}))
     decoded = {name: weight.dequantize().contiguous() for name, weight in weights.items()}
     save_file(decoded, folder / "decoded.safetensors")

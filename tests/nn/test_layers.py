@@ -48,7 +48,7 @@ def small(name: str) -> tuple[Small, dict]:
     quick = {"code_bits": 4, "share": "model", "rounds": 1}
     found = quantizer(name, **{key: value for key, value in quick.items() if key in offered})
     weights = [model.conv.weight, model.line.weight]
-    encode = found.fit_shared(weights) if found.sharing_key(weights[0].shape) else found.quantize
+    encode = found.bound_to(found.fit_shared(weights)) if found.sharing_key(weights[0].shape) else found.quantize
     coded = dict(zip(("conv", "line"), map(encode, weights), strict=True))
     for layer, weight in coded.items():
         swap_layer(model, layer, weight)
