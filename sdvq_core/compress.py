@@ -78,9 +78,10 @@ class Compression:
         keep: Keep = lambda tensor, record: None,
     ) -> None:
         self.plan, self.weights, self.device = plan, weights, device
-        self._crew, self._finished, self._keep = crew, done, keep
+        self._crew = crew or crew_for(plan, device)
+        self._finished, self._keep = done, keep
         self._items = {item.name: item for item in plan.assignments}
-        self._shared = SharedSets(plan, weights, device)
+        self._shared = SharedSets(plan, weights, device, self._crew)
         self._earlier: set[str] = set()  # names of the layers that an earlier run has finished
         self._index = 0
 
@@ -91,9 +92,8 @@ class Compression:
 
     def layers(self, names: Iterable[str], stats: Mapping[str, LayerStats] | None = None) -> Iterator[LayerResult]:
         """The layers called `names`, in that order."""
-        crew = self._crew or crew_for(self.plan, self.device)
         tasks = (self._task(self._items[name], stats) for name in names)
-        for tensor, record in crew.run(encode_layer, tasks, self._landed):
+        for tensor, record in self._crew.run(encode_layer, tasks, self._landed):
             yield LayerResult(record, tensor, self._index, len(self._items), record.name not in self._earlier)
             self._index += 1
 

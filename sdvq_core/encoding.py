@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sdvq_core.crew import Crew
 from sdvq_core.errors import LayerError
 from sdvq_core.metrics.weights import relative_mse, relative_output_mse
 from sdvq_core.plan import Assignment, CompressionPlan
 from sdvq_core.qtensor import QuantizedTensor
+from sdvq_core.quantizers import Quantizer
 from sdvq_core.records import LayerRecord, LayerStats
 
 Weights = Mapping[str, Tensor]  # by parameter name, such as conv_in.weight
@@ -76,8 +78,8 @@ def finite_weight(weights: Weights, name: str, device: torch.device | None = Non
 class SharedSets:
     """The codebook sets that several layers use: fitted at their first layer, or taken from a finished one."""
 
-    def __init__(self, plan: CompressionPlan, weights: Weights, device: torch.device) -> None:
-        self._plan, self._weights, self._device = plan, weights, device
+    def __init__(self, plan: CompressionPlan, weights: Weights, device: torch.device, crew: Crew) -> None:
+        self._plan, self._weights, self._device, self._crew = plan, weights, device, crew
         self._books: dict[str, Tensor] = {}
 
     def codebooks(self, item: Assignment) -> Tensor | None:
@@ -86,8 +88,7 @@ class SharedSets:
         if not key or key in self._books:
             return self._books.get(key)
         members = [other for other in self._plan.assignments if other.quantizer.sharing_key(other.shape) == key]
-        with torch.no_grad():
-            found = item.quantizer.fit_shared(_Members(self._weights, members, self._device))
+        (found,) = self._crew.run(_fit, [(item.quantizer, _Members(self._weights, members, self._device))])
         if found is not None:
             self._books[key] = found
         return found
@@ -100,6 +101,12 @@ class SharedSets:
         (name,) = (name for name, spec in tensor.spec.items() if spec.shared)
         found = tensor.tensors[name].to(self._device)
         return torch.equal(self._books.setdefault(key, found), found)
+
+
+def _fit(task: tuple[Quantizer, Sequence[Tensor]]) -> Tensor | None:
+    quantizer, weights = task
+    with torch.no_grad():
+        return quantizer.fit_shared(weights)
 
 
 class _Members(Sequence[Tensor]):

@@ -30,7 +30,7 @@ TABLE = (
     ("arms", "judges", "pace", "statistics"),
     ("peers",),
     ("compress",),
-    ("encoding", "crew", "diffusion", "recipes"),
+    ("encoding", "diffusion", "recipes"),
     ("targets",),
     ("allocation",),
     ("distillation",),
@@ -39,7 +39,7 @@ TABLE = (
     ("nn",),
     ("formats", "kmeans", "ledger", "metrics", "plots", "presets"),
     ("summaries",),
-    ("kernels", "qtensor", "jobs"),
+    ("crew", "kernels", "qtensor", "jobs"),
     ("bitpack", "grouping", "knobs", "memory", "records"),
     ("errors", "naming", "version"),
 )

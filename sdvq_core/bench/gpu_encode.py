@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from sdvq_core.bench.full_size import plan_for, random_unet, weight_of
 from sdvq_core.bench.gpu_setting import SUITE, Setting
 from sdvq_core.bench.timing import Row
+from sdvq_core.crew import Alone
 from sdvq_core.encoding import LayerTask, ModuleWeights, SharedSets, encode_layer
 from sdvq_core.plan import Assignment
 from sdvq_core.quantizers import parse
@@ -37,7 +38,7 @@ def _quantize(setting: Setting, word: str) -> Row:
     unet = random_unet(setting.device, setting.dtype, setting.config)
     plan = plan_for(unet, parse(word))
     weights = ModuleWeights(unet)
-    sets = SharedSets(plan, weights, setting.device)
+    sets = SharedSets(plan, weights, setting.device, Alone())
 
     def seconds(item: Assignment) -> float:
         setting.clock.wait()
