@@ -126,11 +126,11 @@ def versions() -> dict[str, str]:
 
 def _produce(order: Order, made: _Made) -> Iterator[Progress | Notice]:
     calibrated, resumed = bool(statistics.calibrated_layers(order.plan)), False
+    _check_memory(order)
     crew = crew_for(order.plan, order.device, order.max_memory)
     run = Compression(
         order.plan, order.weights, order.device, crew, order.unfinished.layer, order.unfinished.keep_layer
     )
-    _check_memory(order)
     for _ in Kept(order.plan.kept, order.weights).values():  # what cannot be stored is said before the work
         pass
     run.check()

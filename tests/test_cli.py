@@ -471,3 +471,13 @@ def test_calibration_options_that_make_no_sense(refused, model, tmp_path, monkey
     rest = ("gptq",) if command == "compress" else ("--among", "gptq", "--among", "rtn", "--bits", 9, "--out", "r.yaml")
     assert expected in refused(command, model, *rest, *words)
     assert not Path("r.yaml").exists()
+
+
+def test_compress_by_its_memory_and_in_parts(answer, refused, model, tmp_path, shared_data):
+    found = answer("compress", model, "rtn:bits=5", "--max-memory", "1", "--no-resume", "--out", tmp_path / "whole")
+    assert found["recipe"] == "rtn:bits=5"
+    assert "allow 0.0" in refused("compress", model, "rtn:bits=6", "--max-memory", "0.000001")
+    assert "--max-memory must be a number of gigabytes above 0" in refused("compress", model, "rtn", "--max-memory", 0)
+    assert "name its folder with --out" in refused("compress", model, "rtn:bits=6", "--partial")
+    last = refused("compress", model, "rtn:bits=6", "--partial", "--out", tmp_path / "part")
+    assert "no layer of rtn:bits=6 is finished" in last

@@ -16,9 +16,13 @@ from sdvq_core import presets
 from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.distillation import DistillationSettings
 from sdvq_core.engine import Engine
+from sdvq_core.errors import ConfigError, SdvqError
+from sdvq_core.integrations.loading import load_artifact
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.metrics.weights import relative_mse
+from sdvq_core.nn import QuantizedLayer
 from sdvq_core.store import Unfinished, read_artifact
+from sdvq_core.workbench import Workbench
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 QUICK = DistillationSettings(updates=6, batch=2, warm_up=1, look_every=2, lr=3e-3)
@@ -115,3 +119,49 @@ def test_finished_layers_of_another_codebook_set_are_made_again(
         found = relative_mse(original[f"{line.name}.weight"], decoded)
         tampered = line.name == shared[0]
         assert tampered or found == pytest.approx(line.relative_mse, rel=1e-3)
+
+
+def test_what_is_finished_is_usable_and_says_what_is_missing(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    model, workbench = str(tiny_pipeline_folder), Workbench(tmp_path / "data", "cpu")
+    arm, out = parse_arm("rtn"), tmp_path / "out"
+    with pytest.raises(SdvqError, match=r"no layer of rtn is finished for .*; start its compression first"):
+        workbench.partial(model, "rtn", out)
+    stop_at(workbench.engine, model, arm, 5)
+    report = workbench.partial(model, "rtn", out)
+    total = len(workbench.engine.plan(model, arm).assignments)
+    assert report.recipe == f"rtn, unfinished: {len(report.layers)} of {total} layers"
+    assert 5 <= len(report.layers) < total
+    missing = [item for item in report.ledger.fallbacks if item.reason == "not compressed yet"]
+    assert len(missing) == total - len(report.layers)
+    unet, original = load_artifact(out), workbench.engine.base(model).unet.state_dict()
+    assert torch.equal(unet.get_submodule(missing[0].layer).weight, original[f"{missing[0].layer}.weight"])
+    assert sum(isinstance(module, QuantizedLayer) for module in unet.modules()) == len(report.layers)
+    assert (tmp_path / "data" / "unfinished").exists()  # it can still go on
+
+
+def test_a_run_may_start_anew(tiny_pipeline_folder: Path, computed: list[str], tmp_path: Path) -> None:
+    model, arm, engine = str(tiny_pipeline_folder), parse_arm("rtn"), Engine(tmp_path, "cpu")
+    stop_at(engine, model, arm, 5)
+    computed.clear()
+    events = list(engine.compress(model, arm, resume=False))
+    assert set(computed) >= {item.name for item in engine.plan(model, arm).assignments}
+    assert not any(isinstance(event, Notice) for event in events)
+
+
+def test_another_process_may_be_the_first_to_finish(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    model, arm = str(tiny_pipeline_folder), parse_arm("rtn")
+    events = Engine(tmp_path, "cpu").compress(model, arm)
+    for event in events:
+        if isinstance(event, Progress) and event.stage == "compress" and event.done == event.total:
+            break
+    *_, other = Engine(tmp_path, "cpu").compress(model, arm)  # removes what both have finished
+    *_, found = events
+    assert found == other
+
+
+def test_a_data_free_arm_does_not_load_the_pipeline(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    model, engine = str(tiny_pipeline_folder), Engine(tmp_path, "cpu", max_memory=10**8)
+    run(engine, model, parse_arm("rvq:bits=2"))
+    assert engine._base is None
+    with pytest.raises(ConfigError, match=r"runs the model while it learns from it.* allow more, or name an arm"):
+        list(Engine(tmp_path, "cpu", max_memory=10**5).compress(model, parse_arm("gptq:bits=3")))

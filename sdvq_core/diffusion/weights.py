@@ -56,7 +56,9 @@ class UnetWeights(Mapping[str, Tensor]):
             raise ModelError(f"{place.path} cannot be read ({error.strerror or error}); fetch it again") from None
         if len(raw) != count:
             raise ModelError(f"{place.path} ends in the middle of {name}; fetch it again")
-        return torch.from_numpy(raw).view(dtype).reshape(place.shape) if count else torch.empty(place.shape, dtype=dtype)
+        return (
+            torch.from_numpy(raw).view(dtype).reshape(place.shape) if count else torch.empty(place.shape, dtype=dtype)
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

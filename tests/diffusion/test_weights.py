@@ -22,7 +22,10 @@ def files(tmp_path: Path) -> list[Path]:
     dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     first = {f"a.{n}": torch.randn(3, 5, n + 1).to(dtype) for n, dtype in enumerate(dtypes)}
     save_file(first, tmp_path / "one.safetensors", {"format": "pt"})
-    save_file({"b": torch.tensor(2.0), "e": torch.empty(0, 3), "c": torch.arange(4, dtype=torch.uint8)}, tmp_path / "two.safetensors")
+    save_file(
+        {"b": torch.tensor(2.0), "e": torch.empty(0, 3), "c": torch.arange(4, dtype=torch.uint8)},
+        tmp_path / "two.safetensors",
+    )
     return [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
 
 
