@@ -19,6 +19,7 @@ from sdvq_core.memory import free_nbytes
 from sdvq_core.plan import Assignment, CompressionPlan
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.records import LayerRecord, LayerStats
+from sdvq_core.store import StatsFolder
 
 Finished = Callable[[str], Layer | None]
 Keep = Callable[[QuantizedTensor, LayerRecord], None]
@@ -104,6 +105,8 @@ class Compression:
         if finished is not None:
             self._earlier.add(item.name)
         codebooks = None if finished is not None else self._shared.codebooks(item)
+        if isinstance(stats, StatsFolder):
+            stats = stats.only([item.name])  # a task may travel
         return LayerTask(item, self.weights, stats, codebooks, self.device, finished)
 
     def _landed(self, task: LayerTask, result: Layer) -> None:

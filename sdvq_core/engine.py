@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sdvq_core import presets
 from sdvq_core.arms import REFERENCE, Arm
+from sdvq_core.cluster import RayCrew
 from sdvq_core.diffusion.sources import Source, at_hand, find_source
 from sdvq_core.errors import ConfigError, StoreError
 from sdvq_core.jobs import Notice, Progress
@@ -46,7 +47,7 @@ class Engine:
 
     calibration: what the user decides about it, for every arm. mode: how compressed weights are kept in memory, auto,
     resident or streaming; on a CPU it changes no number. max_memory: bytes that compressing may take, None for what is
-    free; no part of any key.
+    free; no part of any key. ray: whether a Ray cluster encodes the layers, to the same bytes.
     """
 
     def __init__(
@@ -56,9 +57,10 @@ class Engine:
         calibration: Calibration = DEFAULT,
         mode: str = "auto",
         max_memory: int | None = None,
+        ray: bool = False,
     ) -> None:
         self.data, self.device, self.calibration, self.mode = data, device, calibration, mode
-        self.max_memory = max_memory
+        self.max_memory, self.ray = max_memory, ray
         self.store = ModelStore(data / "artifacts")
         self._base: BaseModel | None = None
         self._unets: OrderedDict[str, nn.Module] = OrderedDict()
@@ -204,7 +206,8 @@ class Engine:
         device = pick_device(self.device)
         whole = partial(self.base, model)
         made = Order(source, fingerprint, weights, config, whole, plan, arm, self.data, unfinished, device)
-        return replace(made, calibration=self.calibration, max_memory=self.max_memory)
+        crew = RayCrew(device) if self.ray else None
+        return replace(made, calibration=self.calibration, max_memory=self.max_memory, crew=crew)
 
     def _produced(self, order: Order) -> Iterator[Progress | Notice]:
         """Progress until the artifact is in the cache; another process may be the first to put it there."""

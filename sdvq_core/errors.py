@@ -27,6 +27,9 @@ class LayerError(SdvqError):
         self.layer = layer
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[LayerError], tuple[str, str]]:
+        return LayerError, (self.layer, self.reason)  # it comes back from other processes
+
 
 class StoreError(SdvqError):
     """A stored artifact that is missing, damaged, foreign or newer than this program."""

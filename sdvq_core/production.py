@@ -14,6 +14,7 @@ import torch
 from sdvq_core import statistics
 from sdvq_core.arms import Arm
 from sdvq_core.compress import Compression, LayerResult, crew_for
+from sdvq_core.crew import Crew
 from sdvq_core.diffusion.sources import Source
 from sdvq_core.distillation import TRAINING, Distilled, distill
 from sdvq_core.encoding import Weights, layer_record
@@ -45,7 +46,7 @@ class Order:
 
     weights: of the UNet, by name, read when they are needed. config: the UNet's. base: loads the whole pipeline, for
     statistics and distillation. data: where statistics are kept. unfinished: what is done already. max_memory: bytes
-    that compressing may take, None for what is free.
+    that compressing may take, None for what is free. crew: who encodes layers, by default this machine.
     """
 
     source: Source
@@ -60,6 +61,7 @@ class Order:
     device: torch.device
     calibration: Calibration = DEFAULT
     max_memory: int | None = None
+    crew: Crew | None = None
 
     @property
     def info(self) -> BaseInfo:
@@ -127,7 +129,7 @@ def versions() -> dict[str, str]:
 def _produce(order: Order, made: _Made) -> Iterator[Progress | Notice]:
     calibrated, resumed = bool(statistics.calibrated_layers(order.plan)), False
     _check_memory(order)
-    crew = crew_for(order.plan, order.device, order.max_memory)
+    crew = order.crew or crew_for(order.plan, order.device, order.max_memory)
     run = Compression(
         order.plan, order.weights, order.device, crew, order.unfinished.layer, order.unfinished.keep_layer
     )

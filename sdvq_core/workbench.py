@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from sdvq_core.bench import BenchResult
 
 
+ENGINES = ("local", "ray")
+
+
 def data_folder() -> Path:
     """Where caches live: SDVQ_DATA, or the platform's user cache folder."""
     return Path(os.environ.get("SDVQ_DATA") or platformdirs.user_cache_dir("sdvq", appauthor=False)).expanduser()
@@ -60,7 +63,8 @@ class Workbench:
     """Models, quantizers, estimates, compression, comparison. data: folder of caches; device: auto, cpu or cuda.
 
     mode: how compressed weights are kept in memory: resident (decoded once), streaming (decoded in every step) or auto.
-    max_memory: bytes that compressing may take, by default what is free.
+    max_memory: bytes that compressing may take, by default what is free. engine: who encodes layers, this machine
+    (local) or a Ray cluster (ray).
     """
 
     def __init__(
@@ -70,11 +74,14 @@ class Workbench:
         calibration: Calibration = DEFAULT,
         mode: str = "auto",
         max_memory: int | None = None,
+        engine: str = "local",
     ) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}")
+        if engine not in ENGINES:
+            raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         self.data = data or data_folder()
-        self.engine = Engine(self.data, device, calibration, check_mode(mode), max_memory)
+        self.engine = Engine(self.data, device, calibration, check_mode(mode), max_memory, engine == "ray")
         self._comparer = Comparer(self.engine)
 
     def warm_up(self) -> None:

@@ -28,7 +28,7 @@ TABLE = (
     ("teaching",),
     ("sequential",),
     ("arms", "judges", "pace", "statistics"),
-    ("peers",),
+    ("cluster", "peers"),
     ("compress",),
     ("encoding", "diffusion", "recipes"),
     ("targets",),
@@ -39,8 +39,8 @@ TABLE = (
     ("nn",),
     ("formats", "kmeans", "ledger", "metrics", "plots", "presets"),
     ("summaries",),
-    ("crew", "kernels", "qtensor", "jobs"),
-    ("bitpack", "grouping", "knobs", "memory", "records"),
+    ("kernels", "qtensor", "jobs"),
+    ("bitpack", "crew", "grouping", "knobs", "memory", "records"),
     ("errors", "naming", "version"),
 )
 LEVEL = {room: len(TABLE) - depth for depth, rooms in enumerate(TABLE) for room in rooms}
@@ -67,6 +67,7 @@ HEAVY = {  # library -> rooms that may import it
     "optimum": {"peers"},
     "sdnq": {"peers"},
     "faiss": {"bench"},
+    "ray": {"cluster"},
 }
 
 

@@ -92,12 +92,15 @@ def compress(
         bool,
         typer.Option("--partial", help="Compute nothing: write the layers finished so far to --out, rest in 16 bits."),
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="Who encodes layers: local, or ray, a Ray cluster (RAY_ADDRESS).")
+    ] = "local",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Compress a model's UNet into an artifact that diffusers loads."""
     chosen = _calibration(calibration, timesteps, statistics, memory)
-    workbench = _workbench(device, chosen, max_memory=_nbytes("--max-memory", max_memory))
+    workbench = _workbench(device, chosen, max_memory=_nbytes("--max-memory", max_memory), engine=engine)
     if partial and out is None:
         raise ConfigError("--partial writes an artifact of its own: name its folder with --out")
     report = (

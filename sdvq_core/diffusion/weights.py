@@ -7,8 +7,9 @@ that shrinks would end the process.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,11 @@ class UnetWeights(Mapping[str, Tensor]):
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """paths: the safetensors files that hold the UNet, or all of a single-file checkpoint."""
+        self._paths = tuple(paths)
         self._places = {name: place for path in paths for name, place in _places(path)}
+
+    def __reduce__(self) -> tuple[Callable[[tuple[Path, ...]], UnetWeights], tuple[tuple[Path, ...]]]:
+        return _opened, (self._paths,)  # names of files travel, not the table of thousands of tensors
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
@@ -72,6 +77,12 @@ class UnetWeights(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor, without reading it."""
         return self._places[name].shape
+
+
+@lru_cache(maxsize=4)
+def _opened(paths: tuple[Path, ...]) -> UnetWeights:
+    """In another process, once for all layers that it is given."""
+    return UnetWeights(paths)
 
 
 def _places(path: Path) -> Iterator[tuple[str, _Place]]:

@@ -1,0 +1,115 @@
+"""A crew on a Ray cluster: one task per processor core, or per GPU, of all its nodes; lost workers' tasks run again.
+
+Tasks name files (weights, statistics), which every node must see under the same path; what comes back are compressed
+layers. A task computes on one thread, as `crew.Threads` does, so the bytes are those of a run on one machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from sdvq_core.crew import nothing
+from sdvq_core.errors import ConfigError, SdvqError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_AHEAD = 2  # finished results, per worker, that may wait behind one large task
+_RETRIES = 8  # times that a task runs again because its worker was lost
+_PACKAGES = Path(__file__).resolve().parents[1]  # where workers on this machine find sdvq_core
+
+
+class RayCrew:
+    """Workers of the cluster that RAY_ADDRESS names, of one that runs on this machine, or of one that is started now.
+
+    device: what a task computes on; "cuda" takes a whole GPU. ConfigError without Ray, or without such a worker.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._kind = device, "GPU" if device.type == "cuda" else "CPU"
+
+    def run(self, work: Callable[[T], R], tasks: Iterable[T], landed: Callable[[T, R], None] = nothing) -> Iterator[R]:
+        """See `crew.Crew`; `landed` runs on the caller's thread."""
+        ray, left, waiting = self._ray, iter(tasks), deque[tuple[T, Any]]()
+        unseen: dict[Any, T] = {}  # results that nobody has looked at yet, by reference
+        try:
+            while True:
+                for task in self._drawn(left, waiting):
+                    reference = self._remote.remote(work, task)
+                    waiting.append((task, reference))
+                    unseen[reference] = task
+                if not waiting:
+                    return
+                while waiting[0][1] in unseen:
+                    for reference in ray.wait(list(unseen), num_returns=1)[0]:
+                        landed(unseen.pop(reference), self._get(reference))
+                yield self._get(waiting.popleft()[1])
+        finally:
+            for reference in unseen:
+                ray.cancel(reference, force=False)
+
+    def _drawn(self, left: Iterator[T], waiting: deque[tuple[T, Any]]) -> Iterator[T]:
+        """Tasks for as many workers as there are now: nodes come and go."""
+        for _ in range(self._workers() * (1 + _AHEAD) - len(waiting)):
+            try:
+                yield next(left)
+            except StopIteration:
+                return
+
+    def _workers(self) -> int:
+        return max(1, int(self._ray.cluster_resources().get(self._kind, 0)))
+
+    def _get(self, reference: Any) -> Any:
+        """The result of a task; what went wrong in it goes wrong here."""
+        exceptions = self._ray.exceptions
+        try:
+            return self._ray.get(reference)
+        except exceptions.RayTaskError as error:
+            raise error.cause from error
+        except exceptions.RayError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise SdvqError(f"the Ray cluster lost a task for good ({reason}); what is finished is kept") from error
+
+    @cached_property
+    def _ray(self) -> Any:
+        try:
+            import ray
+        except ImportError:
+            raise ConfigError("--engine ray needs Ray: pip install ray, or leave the option out") from None
+        if not ray.is_initialized():
+            try:
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=_environment())
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ConfigError(f"the Ray cluster cannot be reached ({reason}); check RAY_ADDRESS") from error
+        kind = "GPU" if self._device.type == "cuda" else "CPU"
+        if ray.cluster_resources().get(kind, 0) < 1:
+            raise ConfigError(
+                f"the Ray cluster has no {kind} to give; add a node that has one, or use another --device"
+            )
+        return ray
+
+    @cached_property
+    def _remote(self) -> Any:
+        share = {"num_gpus": 1} if self._kind == "GPU" else {"num_cpus": 1}
+        return self._ray.remote(_do).options(max_retries=_RETRIES, **share)
+
+
+def _do(work: Callable[[T], R], task: T) -> R:
+    torch.get_num_threads()  # takes the process's number first, so that it does not come back later
+    torch.set_num_threads(1)
+    return work(task)
+
+
+def _environment() -> dict[str, Any]:
+    """Workers import what the caller imports."""
+    places = [str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(places)}}
