@@ -19,7 +19,6 @@ from sdvq_core.memory import free_nbytes
 from sdvq_core.plan import Assignment, CompressionPlan
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.records import LayerRecord, LayerStats
-from sdvq_core.store import StatsFolder
 
 Finished = Callable[[str], Layer | None]
 Keep = Callable[[QuantizedTensor, LayerRecord], None]
@@ -105,9 +104,7 @@ class Compression:
         if finished is not None:
             self._earlier.add(item.name)
         codebooks = None if finished is not None else self._shared.codebooks(item)
-        if isinstance(stats, StatsFolder):
-            stats = stats.only([item.name])  # a task may travel
-        return LayerTask(item, self.weights, stats, codebooks, self.device, finished)
+        return LayerTask(item, self.weights, _of_one(stats, item.name), codebooks, self.device, finished)
 
     def _landed(self, task: LayerTask, result: Layer) -> None:
         if task.finished is None:
@@ -135,6 +132,12 @@ def crew_for(plan: CompressionPlan, device: torch.device, most: int | None = Non
         )
     room = free_nbytes(device) if most is None else most
     return Threads(min(torch.get_num_threads(), room // max(1, needed)))
+
+
+def _of_one(stats: Mapping[str, LayerStats] | None, name: str) -> Mapping[str, LayerStats] | None:
+    """Statistics of one layer, where they are a folder's: a task may travel."""
+    only = getattr(stats, "only", None)
+    return stats if only is None else only([name])
 
 
 def _device_of(weights: Weights, plan: CompressionPlan) -> torch.device:

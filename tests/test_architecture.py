@@ -229,6 +229,7 @@ def requirements(name: str) -> set[str]:
 def test_every_import_is_a_listed_requirement():
     listed = requirements("requirements.txt")
     optional = dict.fromkeys(("peers", "bench"), requirements("requirements-peers.txt"))  # by room
+    optional["cluster"] = requirements("requirements-dev.txt")
     distribution = {"PIL": "pillow", "yaml": "pyyaml", "optimum": "optimum-quanto", "faiss": "faiss-cpu"}
     # of diffusers, transformers, numba and torch
     indirect = {"httpx", "huggingface_hub", "tokenizers", "llvmlite", "triton"}
