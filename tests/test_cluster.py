@@ -58,9 +58,15 @@ def test_the_bytes_are_those_of_this_machine_alone(two_nodes, tiny_pipeline_fold
     assert [e.done for e in events if isinstance(e, Progress)] == [e.done for e in alone if isinstance(e, Progress)]
 
 
-def process_number(_: int) -> int:
-    time.sleep(0.05)
-    return os.getpid()
+def meet(folder: Path) -> str:
+    """Wait until two workers are here at once, a minute at most; which node this is."""
+    node = str(ray.get_runtime_context().get_node_id())
+    (folder / node).touch()
+    for _ in range(1200):
+        if len(list(folder.iterdir())) > 1:
+            return node
+        time.sleep(0.05)
+    return "alone"
 
 
 def die_once(marker: Path) -> str:
@@ -75,7 +81,10 @@ def die_once(marker: Path) -> str:
 
 def test_both_nodes_work_and_a_lost_workers_task_runs_again(two_nodes, tmp_path):
     crew = RayCrew(CPU)
-    assert len(set(crew.run(process_number, range(40)))) == 2
+    (tmp_path / "met").mkdir()
+    nodes = set(crew.run(meet, [tmp_path / "met"] * 2))
+    assert "alone" not in nodes
+    assert len(nodes) == 2
     assert list(crew.run(die_once, [tmp_path / str(n) for n in range(3)])) == ["done"] * 3
 
 
