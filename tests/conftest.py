@@ -137,3 +137,9 @@ def _scheduler() -> Any:
     return EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
     )
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every connection that is tried fails the test."""
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was used"))

@@ -298,7 +298,15 @@ def test_a_pipeline_of_another_class(refused, model, tmp_path):
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionPipeline"}))
     assert "SDVQ reads SDXL-family pipelines" in refused("compress", folder, "rtn")
-    assert "no model_index.json" in refused("estimate", folder / "unet", "rtn")
+    assert "no model_index.json" in refused("estimate", folder / "scheduler", "rtn")
+
+
+def test_a_unet_alone_can_be_estimated_and_not_drawn_with(refused, run, model, tmp_path):
+    _, whole, _ = run("estimate", model, "rtn", "--json")
+    code, alone, _ = run("estimate", Path(model) / "unet", "rtn", "--json")
+    assert (code, alone) == (0, whole)
+    words = ("--prompt", "a frog", "--out", tmp_path / "x.png")
+    assert "it is a UNet without text encoders and VAE" in refused("generate", Path(model) / "unet", *words)
 
 
 def test_a_pickle_is_refused_unread(refused, model, tmp_path):

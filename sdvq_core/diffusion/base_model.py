@@ -12,19 +12,31 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from sdvq_core.diffusion.fingerprint import fingerprint, unet_files
+from sdvq_core.diffusion.fingerprint import fingerprint, translate, unet_files
 from sdvq_core.diffusion.folders import WEIGHTED, check_unet_config, read_header, read_json, weight_files
-from sdvq_core.diffusion.hub import hub_folder, reachable
+from sdvq_core.diffusion.hub import hub_folder
 from sdvq_core.diffusion.quiet import quiet
+from sdvq_core.diffusion.recognition import LDM_UNET, check_dtypes
 from sdvq_core.diffusion.sdxl_config import sdxl_unet_config
-from sdvq_core.diffusion.sources import PRESETS, SDXL, Source
+from sdvq_core.diffusion.single_file import conv_in_shape, file_unet_config, load_single_file
+from sdvq_core.diffusion.sources import PRESETS, Source
 from sdvq_core.diffusion.weights import UnetWeights
 from sdvq_core.errors import ConfigError, ModelError
 
 with quiet():  # transformers says at import time that torchvision is missing; nothing here needs it
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
-__all__ = ["BaseModel", "fingerprint", "load_base", "pick_device", "unet_config", "unet_skeleton", "unet_weights"]
+__all__ = [
+    "BaseModel",
+    "check_files",
+    "fingerprint",
+    "full_config",
+    "load_base",
+    "pick_device",
+    "unet_config",
+    "unet_skeleton",
+    "unet_weights",
+]
 
 DEVICES = ("auto", "cpu", "cuda")
 LATENT_FACTOR = 8
@@ -48,13 +60,15 @@ class BaseModel:
 
 def load_base(source: Source, device: str = "auto", data: Path | None = None) -> BaseModel:
     """The pipeline of `source` in evaluation mode, without gradients; data: where fingerprints are remembered."""
+    if source.no_image:
+        raise ModelError(f"no image can be drawn with {source.name}, nor statistics gathered on it: {source.no_image}")
     where = pick_device(device)
     dtype = torch.float16 if where.type == "cuda" else torch.float32
+    check_files(source)
     folder = _local_folder(source)
-    _check_files(source, folder)
     try:
         with quiet():
-            pipe = _from_folder(folder, dtype) if folder else _from_file(source, dtype)
+            pipe = _from_folder(folder, dtype) if folder else load_single_file(source, dtype)
     except LOAD_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{source.name} cannot be loaded ({reason}); fetch it again, or use nano") from error
@@ -73,12 +87,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def unet_config(source: Source) -> dict[str, Any]:
-    """The UNet's configuration, without loading weights; SDXL's own for presets and single files."""
-    if source.kind == "file" or source.name in PRESETS:
+    """The UNet's configuration, without loading weights; SDXL's own for presets."""
+    if source.kind == "file":
+        config = file_unet_config(source, conv_in_shape(read_header(Path(source.location))))
+        return {**config, "sample_size": source.resolution // LATENT_FACTOR} if source.tier == "sdxl" else config
+    if source.name in PRESETS:
         return sdxl_unet_config(source.resolution // LATENT_FACTOR)
-    folder = _local_folder(source)
-    assert folder is not None
-    config = read_json(folder / "unet" / "config.json")
+    config = read_json(_unet_folder(source) / "config.json")
     check_unet_config(config, source.name)
     return config
 
@@ -96,32 +111,44 @@ def unet_skeleton(source: Source) -> UNet2DConditionModel:
 
 def unet_weights(source: Source) -> UnetWeights:
     """The UNet's weights, read when they are asked for; ModelError where names differ from what its config wants."""
-    _check_files(source, _local_folder(source))
+    check_files(source)
     return UnetWeights(unet_files(source))
 
 
+def check_files(source: Source) -> None:
+    """Raise ModelError unless all weight files are whole and in floating point, the UNet's with exactly its tensors."""
+    folder = _local_folder(source)
+    for path in () if folder is None or source.no_image else _beside_unet(folder):
+        check_dtypes(read_header(path), str(path))
+    found: dict[str, list[int]] = {}
+    for path in unet_files(source):
+        header = read_header(path)
+        check_dtypes(header, str(path), (LDM_UNET,) if source.kind == "file" else ("",))
+        found |= {name: header[stored]["shape"] for stored, name in translate(list(header)).items()}
+    wanted = {name: list(tensor.shape) for name, tensor in unet_skeleton(source).state_dict().items()}
+    odd = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
+    if odd:
+        has, wants = found.get(odd[0], "nothing"), wanted.get(odd[0], "nothing")
+        raise ModelError(
+            f"the UNet of {source.name} and its configuration differ in {len(odd)} tensors: "
+            f"{odd[0]} is {has} in the file and {wants} in the configuration"
+        )
+
+
 def _local_folder(source: Source) -> Path | None:
-    """The pipeline folder, fetched from the Hub where need be; None for a single file."""
-    if source.kind == "file":
+    """The pipeline folder, fetched from the Hub where need be; None for a single file and for a UNet alone."""
+    if source.kind in ("file", "unet"):
         return None
     return hub_folder(source) if source.kind == "hub" else Path(source.location)
 
 
-def _check_files(source: Source, folder: Path | None) -> None:
-    """Every weight file is whole, and the UNet's files hold exactly the tensors that its configuration wants."""
-    if folder is None:
-        read_header(Path(source.location))
-        return
-    for part in WEIGHTED:
-        for path in weight_files(folder / part)[1]:
-            read_header(path)
-    wanted = set(unet_skeleton(source).state_dict())
-    stored = {name for path in unet_files(source) for name in read_header(path)}
-    if wanted != stored:
-        odd = sorted(wanted ^ stored)
-        raise ModelError(
-            f"the UNet of {source.name} and its config.json differ in {len(odd)} tensors, such as {odd[0]}"
-        )
+def _unet_folder(source: Source) -> Path:
+    folder = _local_folder(source)
+    return Path(source.location) if folder is None else folder / "unet"
+
+
+def _beside_unet(folder: Path) -> list[Path]:
+    return [path for part in WEIGHTED if part != "unet" for path in weight_files(folder / part)[1]]
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
@@ -133,23 +160,6 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
         local_files_only=True,
         add_watermarker=False,
     )
-
-
-def _from_file(source: Source, dtype: torch.dtype) -> StableDiffusionXLPipeline:
-    """A single file holds weights only: SDXL's tokenizers and configurations come from the Hub or its cache."""
-    offline = not reachable()
-    try:
-        return StableDiffusionXLPipeline.from_single_file(
-            source.location, dtype=dtype, local_files_only=offline, add_watermarker=False
-        )
-    except (OSError, ValueError) as error:
-        if not offline:
-            raise
-        raise ModelError(
-            f"{source.name} holds weights only; SDXL's tokenizers and configurations are not in the local Hugging Face "
-            f"cache and the Hub cannot be reached: load {SDXL.location} once with a network, pass a diffusers pipeline "
-            "folder, or use nano"
-        ) from error
 
 
 def _prepare(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:

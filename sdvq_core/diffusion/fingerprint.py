@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -58,8 +59,15 @@ def unet_files(base: Source | Path | str) -> list[Path]:
         return weight_files(Path(base))[1]
     if base.kind == "file":
         return [Path(base.location)]
+    if base.kind == "unet":
+        return weight_files(Path(base.location))[1]
     folder = hub_folder(base) if base.kind == "hub" else Path(base.location)
     return weight_files(folder / "unet")[1]
+
+
+def unet_tensors(base: Source | Path | str) -> dict[str, tuple[Path, str]]:
+    """diffusers' name of every UNet tensor of a model -> (file, name in the file)."""
+    return {name: (path, stored) for name, path, stored in _tensors(unet_files(base))}
 
 
 def _digest(paths: list[Path]) -> str:
@@ -89,9 +97,15 @@ def translate(names: list[str]) -> dict[str, str]:
         return {name: name for name in names}
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    config = {"layers_per_block": 2, "addition_embed_type": "text_time"}
+    config = {"layers_per_block": _per_block(names) - 1, "addition_embed_type": "text_time"}
     renamed = convert_ldm_unet_checkpoint({name: name for name in names}, config)
     return {stored: name for name, stored in renamed.items()}
+
+
+def _per_block(names: list[str]) -> int:
+    """Input blocks up to the first that halves the picture: resnets per block, and that one."""
+    found = [re.match(r"model\.diffusion_model\.input_blocks\.(\d+)\.0\.op\.", name) for name in names]
+    return min((int(match[1]) for match in found if match), default=3)
 
 
 def _stamp(paths: list[Path]) -> str:

@@ -6,14 +6,17 @@ A safetensors file: uint64 header length n (little endian), n bytes of JSON {nam
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdvq_core.diffusion.recognition import why_no_image_config
 from sdvq_core.errors import ModelError
 
-PIPELINE_CLASSES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+PIPELINE_CLASSES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
 WEIGHTED = ("text_encoder", "text_encoder_2", "unet", "vae")
+WORDED = ("tokenizer", "tokenizer_2")
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 MAX_HEADER_BYTES = 100_000_000
 
@@ -33,51 +36,83 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_header(path: Path) -> dict[str, dict[str, Any]]:
     """Tensor name -> {dtype, shape, data_offsets} of a safetensors file, which must be as long as it says."""
+    return read_head(path)[0]
+
+
+def read_head(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """(`read_header`, metadata) of a safetensors file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+        metadata = {str(key): str(value) for key, value in (header.pop("__metadata__", None) or {}).items()}
+        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
     except (OSError, ValueError, AttributeError, TypeError, KeyError, IndexError):
         raise ModelError(f"{path} is damaged or not a safetensors file; fetch it again") from None
     if size != end:
         raise ModelError(f"{path} is damaged: {size} bytes where its header says {end}; fetch it again")
-    return tensors
+    return header, metadata
 
 
-def check_pipeline(folder: Path) -> None:
-    """Raise ModelError unless `folder` is a diffusers pipeline of the SDXL family with safetensors weights."""
+def check_pipeline(folder: Path) -> str:
+    """Raise ModelError unless `folder` is a diffusers pipeline of the SDXL family with safetensors weights.
+
+    Why no image can be drawn with it, though its UNet is SDXL's (a refiner, an inpainting model); empty where one can.
+    """
     if not (folder / "model_index.json").is_file():
-        unet = (folder / "config.json").is_file()
-        hint = "it is one component, pass the pipeline folder around it" if unet else "pass a folder that has one"
-        raise ModelError(f"{folder} has no model_index.json, so it is not a diffusers pipeline: {hint}")
+        raise ModelError(
+            f"{folder} has no model_index.json, so it is not a diffusers pipeline: pass a folder that has one"
+        )
     index = read_json(folder / "model_index.json")
     name = index.get("_class_name")
     if name not in PIPELINE_CLASSES:
-        raise ModelError(f"{folder} is a {name}; SDVQ reads SDXL-family pipelines ({' or '.join(PIPELINE_CLASSES)})")
+        raise ModelError(f"{folder} is a {name}; SDVQ reads SDXL-family pipelines ({', '.join(PIPELINE_CLASSES)})")
+    if not _has(index, "unet"):
+        raise ModelError(f"{folder} has no unet; pass a complete diffusers pipeline folder")
+    reason = check_unet_folder(folder / "unet")
+    absent = [part for part in (*WEIGHTED, *WORDED) if not _has(index, part)]
+    if reason or absent:
+        return reason or f"it has no {' and no '.join(absent)}, like SDXL's refiner"
     for part in WEIGHTED:
-        if not isinstance(index.get(part), list) or not any(index[part]):
-            raise ModelError(f"{folder} has no {part}; SDVQ reads SDXL base pipelines, not refiners or parts of one")
         weight_files(folder / part)
-    check_unet_config(read_json(folder / "unet" / "config.json"), str(folder))
+    for path in (folder / "scheduler" / "scheduler_config.json", *(folder / part for part in WORDED)):
+        if not path.exists():
+            raise ModelError(f"{path} is missing; pass a complete diffusers pipeline folder")
+    return ""
+
+
+def check_unet_folder(folder: Path) -> str:
+    """Raise ModelError unless `folder` holds an SDXL-family UNet; why no image can be drawn with it, else empty."""
+    config = read_json(folder / "config.json")
+    check_unet_config(config, str(folder))
+    weight_files(folder)
+    return why_no_image_config(config)
+
+
+def is_unet_folder(folder: Path) -> bool:
+    """Whether `folder` is a UNet component by itself, the `unet` folder of a pipeline."""
+    config = folder / "config.json"
+    return config.is_file() and read_json(config).get("_class_name") == "UNet2DConditionModel"
 
 
 def check_unet_config(config: Mapping[str, Any], where: str) -> None:
-    """Raise ModelError unless the UNet takes and returns what SDXL's does."""
+    """Raise ModelError unless the UNet is of SDXL's design, whatever its channels."""
     quantized = config.get("quantization_config")
     if quantized:
         method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
         raise ModelError(f"the UNet in {where} is quantized already ({method}); pass the original model")
     plain = not config.get("time_cond_proj_dim") and not config.get("encoder_hid_dim_type")
-    same = config.get("in_channels", 4) == config.get("out_channels", 4)
     sized = isinstance(config.get("block_out_channels"), list)
-    if config.get("addition_embed_type") != "text_time" or not (plain and same and sized):
+    if config.get("addition_embed_type") != "text_time" or not (plain and sized):
         raise ModelError(
             f"the UNet in {where} is not SDXL's: SDVQ reads UNet2DConditionModel with addition_embed_type 'text_time', "
-            "block_out_channels, equal in_channels and out_channels, no time_cond_proj_dim or encoder_hid_dim_type"
+            "block_out_channels, no time_cond_proj_dim or encoder_hid_dim_type"
         )
+
+
+def _has(index: Mapping[str, Any], part: str) -> bool:
+    return isinstance(index.get(part), list) and any(index[part])
 
 
 def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
@@ -93,10 +128,16 @@ def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
 
 
 def refusal(path: Path) -> str:
-    """Why a pickle is not read, and what to do."""
+    """Why a pickle is not read, and the command that converts it."""
+    code = (
+        "import sys, torch; from safetensors.torch import save_file; "
+        's = torch.load(sys.argv[1], map_location="cpu", weights_only=True); s = s.get("state_dict", s); '
+        "save_file({k: v.contiguous() for k, v in s.items() if torch.is_tensor(v)}, sys.argv[2])"
+    )
+    command = shlex.join(["python", "-c", code, path.name, path.with_suffix(".safetensors").name])
     return (
         f"{path} is a pickle, which can run code when it is opened; convert it to safetensors first: "
-        "load it where you trust it and call save_pretrained(folder, safe_serialization=True)"
+        f"in its folder run {command}"
     )
 
 

@@ -17,7 +17,7 @@ PROBE_SECONDS = 5.0
 
 def hub_folder(source: Source) -> Path:
     """The pipeline folder of a Hub model; downloads the fp16 safetensors where they are not in the cache."""
-    folder = cached_folder(source.location)
+    folder = cached_folder(source.location, source.revision)
     if folder is None:
         if not reachable():
             raise ModelError(

@@ -17,36 +17,49 @@ from huggingface_hub.errors import HFValidationError
 from sdvq_core.diffusion.folders import (
     PICKLES,
     check_pipeline,
+    check_unet_folder,
+    is_unet_folder,
     nano_sized,
-    read_header,
+    read_head,
     read_json,
     refusal,
     resolution,
 )
+from sdvq_core.diffusion.habits import HABITS, Changes, Habits, habits_of, split_habits
+from sdvq_core.diffusion.recognition import LDM_UNET, TEXT_1, TEXT_2, VAE, check_dtypes, unet_shape, why_no_image
+from sdvq_core.diffusion.sdxl_config import REFINER_WIDTH, SDXL_WIDTH
 from sdvq_core.errors import ModelError
 from sdvq_core.jobs import ModelInfo
 
-ACCEPTED = "nano, sdxl, sdxl-turbo, a diffusers pipeline folder, a .safetensors checkpoint or a Hub id owner/name"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-LDM_UNET = "model.diffusion_model."
-LDM_TEXT = "conditioner.embedders.1."
+ACCEPTED = (
+    "nano, sdxl, sdxl-turbo, a diffusers pipeline folder, a .safetensors checkpoint or a Hub id owner/name[@revision]"
+)
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
 @dataclass(frozen=True)
 class Source:
     """Where a base model is, and how it is sampled when nobody says otherwise.
 
-    name: what the user typed. location: a path, or the Hub id. resolution: pixels per side.
+    name: what the user typed. kind "unet": the UNet folder of a pipeline alone. location: a path, or the Hub id.
+    resolution: pixels per side. revision: branch, tag or commit of a Hub model. skeleton: pipeline folder with what a
+    single file does not carry; scheduler: what differs from its scheduler's settings. no_image: why none can be drawn
+    with this model, though its UNet can be compressed; empty where one can.
     """
 
     name: str
-    kind: Literal["folder", "file", "hub"]
+    kind: Literal["folder", "file", "hub", "unet"]
     location: str
     label: str
     tier: str
     steps: int
     guidance: float
     resolution: int
+    revision: str | None = None
+    skeleton: str = ""
+    scheduler: Changes = ()
+    no_image: str = ""
 
     @property
     def batch(self) -> int:
@@ -56,8 +69,14 @@ class Source:
 
 _BATCH = {"nano": 16}  # by tier
 
-SDXL = Source("sdxl", "hub", "stabilityai/stable-diffusion-xl-base-1.0", "SDXL base 1.0", "sdxl", 30, 5.0, 1024)
-TURBO = Source("sdxl-turbo", "hub", "stabilityai/sdxl-turbo", "SDXL-Turbo", "sdxl", 2, 0.0, 512)
+_BASE, _FAST = HABITS["base"], HABITS["turbo"]
+SDXL = Source(
+    "sdxl", "hub", "stabilityai/stable-diffusion-xl-base-1.0", "SDXL base 1.0", "sdxl",
+    _BASE.steps, _BASE.guidance, _BASE.resolution,
+)  # fmt: skip
+TURBO = Source(
+    "sdxl-turbo", "hub", "stabilityai/sdxl-turbo", "SDXL-Turbo", "sdxl", _FAST.steps, _FAST.guidance, _FAST.resolution
+)
 PRESETS = {source.name: source for source in (SDXL, TURBO)}
 
 
@@ -69,11 +88,15 @@ def find_source(name: str) -> Source:
         return PRESETS[name]
     path, is_folder, is_file = _look_up(name)
     if is_folder:
-        return _folder(name, path)
-    if is_file or path.suffix in (*PICKLES, ".safetensors"):
-        return _file(name, path)
-    if HUB_ID.fullmatch(name):
-        return Source(name, "hub", name, name, "sdxl", SDXL.steps, SDXL.guidance, SDXL.resolution)
+        return _unet_folder(name, path) if is_unet_folder(path) else _folder(name, path)
+    if is_file:
+        return _file(name, path, "")
+    file, habits = split_habits(name)
+    if habits or path.suffix in (*PICKLES, ".safetensors"):
+        return _file(name, _look_up(file)[0], habits)
+    hub = HUB_ID.fullmatch(name)
+    if hub:
+        return Source(name, "hub", hub[1], name, "sdxl", SDXL.steps, SDXL.guidance, SDXL.resolution, hub[2])
     if os.sep in name or name.startswith(("~", ".")):
         raise ModelError(f"{name} does not exist; a model is {ACCEPTED}")
     raise ModelError(f"{name!r} names no model; a model is {ACCEPTED}")
@@ -84,10 +107,10 @@ def known_models() -> list[ModelInfo]:
     return [_nano_info(), *(_preset_info(source) for source in PRESETS.values())]
 
 
-def cached_folder(repo: str) -> Path | None:
+def cached_folder(repo: str, revision: str | None = None) -> Path | None:
     """The pipeline folder of a Hub model in the local Hugging Face cache, where it is complete; else None."""
     try:
-        index = try_to_load_from_cache(repo, "model_index.json")
+        index = try_to_load_from_cache(repo, "model_index.json", revision=revision)
         if not isinstance(index, str):
             return None
         check_pipeline(Path(index).parent)
@@ -99,7 +122,12 @@ def cached_folder(repo: str) -> Path | None:
 def nano_folder() -> Path:
     """Where the bundled model is: $SDVQ_NANO, or assets/nano of this checkout."""
     chosen = os.environ.get("SDVQ_NANO")
-    return Path(chosen) if chosen else Path(__file__).resolve().parents[2] / "assets" / "nano"
+    return Path(chosen) if chosen else ASSETS / "nano"
+
+
+def sdxl_folder() -> Path:
+    """SDXL's pipeline folder without weights, assets/sdxl of this checkout: what a single file does not carry."""
+    return ASSETS / "sdxl"
 
 
 def _look_up(name: str) -> tuple[Path, bool, bool]:
@@ -121,12 +149,23 @@ def _nano() -> Source:
 
 
 def _folder(name: str, folder: Path) -> Source:
-    check_pipeline(folder)
+    reason = check_pipeline(folder)
     config = read_json(folder / "unet" / "config.json")
     tier = "nano" if nano_sized(config) else "sdxl"
+    label, full = folder.resolve().name, str(folder.resolve())
+    if reason:
+        return Source(name, "folder", full, label, tier, SDXL.steps, SDXL.guidance, SDXL.resolution, no_image=reason)
     steps, guidance = _habits(folder, tier)
-    label = folder.resolve().name
-    return Source(name, "folder", str(folder.resolve()), label, tier, steps, guidance, resolution(folder, config))
+    return Source(name, "folder", full, label, tier, steps, guidance, resolution(folder, config))
+
+
+def _unet_folder(name: str, folder: Path) -> Source:
+    reason = (
+        check_unet_folder(folder) or "it is a UNet without text encoders and VAE: pass the pipeline folder around it"
+    )
+    tier = "nano" if nano_sized(read_json(folder / "config.json")) else "sdxl"
+    full = folder.resolve()
+    return Source(name, "unet", str(full), full.name, tier, SDXL.steps, SDXL.guidance, SDXL.resolution, no_image=reason)
 
 
 def _habits(folder: Path, tier: str) -> tuple[int, float]:
@@ -137,21 +176,36 @@ def _habits(folder: Path, tier: str) -> tuple[int, float]:
     return (20, 4.0) if tier == "nano" else (SDXL.steps, SDXL.guidance)
 
 
-def _file(name: str, path: Path) -> Source:
+def _file(name: str, path: Path, chosen: str) -> Source:
+    """A single file of SDXL's size or of the bundled model's; its UNet tells which."""
     if path.suffix in PICKLES:
         raise ModelError(refusal(path))
     if not path.is_file():
         raise ModelError(f"{name} does not exist; a model is {ACCEPTED}")
     if path.suffix != ".safetensors":
         raise ModelError(f"{name} is not a .safetensors file; a model is {ACCEPTED}")
-    names = read_header(path)
-    if not any(key.startswith(LDM_UNET) for key in names) or not any(key.startswith(LDM_TEXT) for key in names):
+    header, metadata = read_head(path)
+    shape = unet_shape(header, name)
+    check_dtypes(header, name, (LDM_UNET, TEXT_1, TEXT_2, VAE))
+    skeleton, habits, tier = sdxl_folder(), habits_of(path.stem, metadata, header, chosen), "sdxl"
+    if shape.width == _width(nano_folder()):
+        nano = _nano()
+        skeleton, habits, tier = nano_folder(), Habits(nano.steps, nano.guidance, nano.resolution), "nano"
+    elif shape.width not in (SDXL_WIDTH, REFINER_WIDTH):
         raise ModelError(
-            f"{name} is not a full SDXL checkpoint (it lacks {LDM_UNET}* or {LDM_TEXT}*); "
-            "a UNet, VAE, LoRA or SD 1.5 file alone makes no image"
+            f"{name} has a UNet {shape.width} wide where SDXL's is {SDXL_WIDTH}; "
+            "pass it as a diffusers pipeline folder, which says how it is built"
         )
-    full = str(path.resolve())
-    return Source(name, "file", full, path.stem, "sdxl", SDXL.steps, SDXL.guidance, SDXL.resolution)
+    return Source(
+        name, "file", str(path.resolve()), path.stem, tier, habits.steps, habits.guidance, habits.resolution,
+        skeleton=str(skeleton), scheduler=habits.scheduler, no_image=why_no_image(header, shape),
+    )  # fmt: skip
+
+
+def _width(folder: Path) -> int:
+    """Channels of the first convolution of the pipeline in `folder`; 0 where there is none."""
+    config = folder / "unet" / "config.json"
+    return int(read_json(config)["block_out_channels"][0]) if config.is_file() else 0
 
 
 def _nano_info() -> ModelInfo:
@@ -164,7 +218,7 @@ def _nano_info() -> ModelInfo:
 
 def at_hand(source: Source) -> bool:
     """Whether the model would load without network."""
-    return source.kind != "hub" or cached_folder(source.location) is not None
+    return source.kind != "hub" or cached_folder(source.location, source.revision) is not None
 
 
 def _preset_info(source: Source) -> ModelInfo:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdvq_core.diffusion import base_model, hub, sources
+from sdvq_core.diffusion import hub, sources
 from sdvq_core.diffusion.base_model import BaseModel, load_base, pick_device, unet_config, unet_skeleton
 from sdvq_core.diffusion.quiet import quiet
 from sdvq_core.diffusion.sources import PRESETS, SDXL, Source, find_source
@@ -29,9 +29,8 @@ def copy(tiny_pipeline_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr(hub, "reachable", lambda: False)
-    monkeypatch.setattr(base_model, "reachable", lambda: False)
 
 
 def refused(folder: Path) -> str:
@@ -88,7 +87,16 @@ def test_a_unet_that_lacks_a_tensor_is_not_filled_with_noise(copy: Path) -> None
 def test_a_tensor_of_another_shape_is_refused(copy: Path) -> None:
     tensors = load_file(copy / UNET_FILE)
     save_file({**tensors, "conv_in.bias": torch.zeros(7)}, copy / UNET_FILE)
-    assert "cannot be loaded" in refused(copy)
+    assert "conv_in.bias is [7] in the file and [24] in the configuration" in refused(copy)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_quantized_weights_in_a_folder_are_refused(copy: Path, part: str) -> None:
+    path = copy / part / UNET_FILE.name
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, path)
+    assert "as F8_E4M3; SDVQ compresses original weights" in refused(copy)
 
 
 def test_a_broken_tokenizer_is_refused(copy: Path) -> None:
@@ -138,13 +146,13 @@ def test_a_hub_model_without_network_says_what_to_use(source: Source) -> None:
 
 
 def test_a_cached_hub_model_needs_no_network(copy: Path, tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_: str(copy / "model_index.json"))
+    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_, **__: str(copy / "model_index.json"))
     monkeypatch.setattr(hub, "reachable", pytest.fail)
     assert load_base(HUB, "cpu").fingerprint == tiny_base.fingerprint
 
 
 def test_a_reachable_hub_is_downloaded_from(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr(hub, "reachable", lambda: True)
     monkeypatch.setattr(hub, "_fetch", lambda repo: str(copy))
     assert hub.hub_folder(HUB) == copy
@@ -157,7 +165,7 @@ def test_a_failed_download_is_one_sentence(error: Exception, sentence: str, monk
     def fetch(_: str) -> str:
         raise error
 
-    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr(hub, "reachable", lambda: True)
     monkeypatch.setattr(hub, "_fetch", fetch)
     with pytest.raises(ModelError, match=sentence):
@@ -175,14 +183,6 @@ def test_an_unreachable_hub_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert hub.reachable()
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     assert not hub.reachable()
-
-
-@pytest.mark.usefixtures("offline")
-def test_a_single_file_without_network_says_what_is_missing(tmp_path: Path) -> None:
-    path = tmp_path / "xl.safetensors"
-    save_file({f"{sources.LDM_UNET}x": torch.zeros(4), f"{sources.LDM_TEXT}x": torch.zeros(4)}, path)
-    with pytest.raises(ModelError, match="tokenizers and configurations are not in the local"):
-        load_base(find_source(str(path)), "cpu")
 
 
 def test_the_config_of_a_folder_is_checked_again(copy: Path) -> None:

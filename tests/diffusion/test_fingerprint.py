@@ -42,17 +42,6 @@ def test_shards_do_not_matter(tiny_pipeline_folder: Path, tiny_base: BaseModel, 
     assert fingerprint(tmp_path) == tiny_base.fingerprint
 
 
-def test_single_file_names_do_not_matter(tmp_path: Path) -> None:
-    tensors = {"conv_in.bias": torch.arange(4.0), "add_embedding.linear_1.bias": torch.zeros(2)}
-    tensors |= {f"add_embedding.linear_{i}.{kind}": torch.ones(i) for i in (1, 2) for kind in ("weight", "bias")}
-    (tmp_path / "unet").mkdir()
-    save_file(tensors, tmp_path / "unet" / WEIGHTS)
-    path = tmp_path / "model.safetensors"
-    text = {"conditioner.embedders.1.x": torch.ones(3), "first_stage_model.x": torch.ones(3)}
-    save_file({ldm_name(name): tensor for name, tensor in tensors.items()} | text, path)
-    assert fingerprint(find_source(str(path))) == fingerprint(tmp_path / "unet")
-
-
 @pytest.mark.parametrize("change", ["value", "name", "dtype", "shape"])
 def test_any_change_of_content_changes_it(change: str, tmp_path: Path) -> None:
     tensor, name = torch.arange(6.0), "x"
