@@ -168,7 +168,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model that can be named. at_hand: it would load without network. tier: "nano" or "sdxl"."""
+    """A model that can be named. at_hand: it would load without network. tier: "nano" or "sdxl".
+
+    licence: as its model card names it; empty where that is not known here.
+    """
 
     name: str
     label: str
@@ -178,6 +181,7 @@ class ModelInfo:
     steps: int
     guidance: float
     resolution: int
+    licence: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import platformdirs
 from sdvq_core import presets, recipes
 from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.comparison import Comparer
-from sdvq_core.diffusion.sources import at_hand, find_source, known_models
+from sdvq_core.diffusion.listing import about_model, known_models
+from sdvq_core.diffusion.sources import at_hand, find_source
 from sdvq_core.distillation import DistillationSettings
 from sdvq_core.engine import Engine
 from sdvq_core.errors import ConfigError
@@ -91,6 +92,10 @@ class Workbench:
     def models(self) -> list[ModelInfo]:
         """What can be named, and whether it is at hand."""
         return known_models()
+
+    def about_model(self, model: str) -> ModelInfo:
+        """One model: size of the download, licence; the Hub is asked about one that is not at hand."""
+        return about_model(model)
 
     def quantizers(self) -> list[QuantizerInfo]:
         """The catalogue: enough to draw a form."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdvq_core.cli.printing import arm_line, last, memory, method, print_answer, say, size, table
+from sdvq_core.cli.printing import arm_line, last, memory, method, model_line, print_answer, say, size, table
 from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, Sampling
 from sdvq_core.records import Report
@@ -51,10 +51,16 @@ MaxMemory = Annotated[
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
-    """What can be named, and whether it is at hand."""
-    found = [asdict(info) for info in _workbench().models()]
-    lines = [f"{m['name']:12} {'at hand' if m['at_hand'] else 'not here':9} {m['label']}: {m['note']}" for m in found]
+def models(
+    model: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help="One model, looked up on the Hub where need be.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """What can be named, whether it is at hand, and its licence."""
+    workbench = _workbench()
+    found = [asdict(info) for info in ([workbench.about_model(model)] if model else workbench.models())]
+    lines = [model_line(info) for info in found]
     print_answer(as_json, {"models": found}, lines)
 
 

@@ -87,6 +87,12 @@ def method(info: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def model_line(info: Mapping[str, Any]) -> str:
+    here = "at hand" if info["at_hand"] else "not here"
+    licence = f"; licence: {info['licence']}" if info["licence"] else ""
+    return f"{info['name']:12} {here:9} {info['label']}: {info['note']}{licence}"
+
+
 def arm_line(item: ArmResult, image: str) -> str:
     scores = item.scores
     psnr = "" if scores.psnr is None else f"  {scores.psnr:.2f} dB"

@@ -29,7 +29,6 @@ from sdvq_core.diffusion.habits import HABITS, Changes, Habits, habits_of, split
 from sdvq_core.diffusion.recognition import LDM_UNET, TEXT_1, TEXT_2, VAE, check_dtypes, unet_shape, why_no_image
 from sdvq_core.diffusion.sdxl_config import REFINER_WIDTH, SDXL_WIDTH
 from sdvq_core.errors import ModelError
-from sdvq_core.jobs import ModelInfo
 
 ACCEPTED = (
     "nano, sdxl, sdxl-turbo, a diffusers pipeline folder, a .safetensors checkpoint or a Hub id owner/name[@revision]"
@@ -100,11 +99,6 @@ def find_source(name: str) -> Source:
     if os.sep in name or name.startswith(("~", ".")):
         raise ModelError(f"{name} does not exist; a model is {ACCEPTED}")
     raise ModelError(f"{name!r} names no model; a model is {ACCEPTED}")
-
-
-def known_models() -> list[ModelInfo]:
-    """What can be named without a path, and whether it would load without network."""
-    return [_nano_info(), *(_preset_info(source) for source in PRESETS.values())]
 
 
 def cached_folder(repo: str, revision: str | None = None) -> Path | None:
@@ -208,22 +202,6 @@ def _width(folder: Path) -> int:
     return int(read_json(config)["block_out_channels"][0]) if config.is_file() else 0
 
 
-def _nano_info() -> ModelInfo:
-    try:
-        source, note = _nano(), "trained from scratch on Fluent emoji; runs on a CPU"
-    except ModelError as error:
-        return ModelInfo("nano", "nano (bundled)", "nano", False, str(error), 20, 4.0, 64)
-    return ModelInfo("nano", source.label, "nano", True, note, source.steps, source.guidance, source.resolution)
-
-
 def at_hand(source: Source) -> bool:
     """Whether the model would load without network."""
     return source.kind != "hub" or cached_folder(source.location, source.revision) is not None
-
-
-def _preset_info(source: Source) -> ModelInfo:
-    here = at_hand(source)
-    note = "in the Hugging Face cache" if here else f"needs a download of about 7 GB from {source.location}"
-    return ModelInfo(
-        source.name, source.label, source.tier, here, note, source.steps, source.guidance, source.resolution
-    )

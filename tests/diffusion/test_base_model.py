@@ -31,6 +31,7 @@ def copy(tiny_pipeline_folder: Path, tmp_path: Path) -> Path:
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr(hub, "reachable", lambda: False)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
 
 
 def refused(folder: Path) -> str:
@@ -149,27 +150,6 @@ def test_a_cached_hub_model_needs_no_network(copy: Path, tiny_base: BaseModel, m
     monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_, **__: str(copy / "model_index.json"))
     monkeypatch.setattr(hub, "reachable", pytest.fail)
     assert load_base(HUB, "cpu").fingerprint == tiny_base.fingerprint
-
-
-def test_a_reachable_hub_is_downloaded_from(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_, **__: None)
-    monkeypatch.setattr(hub, "reachable", lambda: True)
-    monkeypatch.setattr(hub, "_fetch", lambda repo: str(copy))
-    assert hub.hub_folder(HUB) == copy
-
-
-@pytest.mark.parametrize(
-    ("error", "sentence"), [(OSError("disk full\nmore"), r"\(disk full\)"), (ValueError(), r"\(ValueError\)")]
-)
-def test_a_failed_download_is_one_sentence(error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(_: str) -> str:
-        raise error
-
-    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_, **__: None)
-    monkeypatch.setattr(hub, "reachable", lambda: True)
-    monkeypatch.setattr(hub, "_fetch", fetch)
-    with pytest.raises(ModelError, match=sentence):
-        hub.hub_folder(HUB)
 
 
 def test_an_unreachable_hub_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

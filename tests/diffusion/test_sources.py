@@ -19,7 +19,8 @@ from sdvq_core.diffusion import recognition, sources
 from sdvq_core.diffusion.base_model import check_files, load_base, unet_config
 from sdvq_core.diffusion.fingerprint import fingerprint
 from sdvq_core.diffusion.habits import HABITS
-from sdvq_core.diffusion.sources import cached_folder, find_source, known_models
+from sdvq_core.diffusion.listing import about_model, known_models
+from sdvq_core.diffusion.sources import cached_folder, find_source
 from sdvq_core.errors import ModelError
 from sdvq_core.store.tensor_file import WORDS
 
@@ -347,6 +348,14 @@ def test_known_models_say_what_is_at_hand(tiny_pipeline_folder: Path, monkeypatc
         ("sdxl", False),
         ("sdxl-turbo", False),
     ]
+
+
+def test_the_licence_of_a_folder_is_on_its_card(copy: Path) -> None:
+    assert about_model(str(copy)).licence == ""
+    card = "---\nlicense: other\nlicense_name: sai-nc\nlicense_link: LICENSE.md\n---\n# A model\n"
+    (copy / "README.md").write_text(card)
+    assert about_model(str(copy)).licence == "sai-nc LICENSE.md"
+    assert "pass the pipeline folder" in about_model(str(copy / "unet")).note
 
 
 def test_known_models_without_nano(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
