@@ -59,7 +59,7 @@ class CompareJob:
 class Progress:
     """Work done so far: `done` of `total` units; seconds_left is None until there is something to judge it by.
 
-    stage: "load", "calibrate", "compress", "allocate", "distil", "sample" or "measure".
+    stage: "load", "calibrate", "compress", "allocate", "distil", "sample", "measure" or "export".
     text: one short line for people, such as the name of a layer.
     """
 

@@ -50,6 +50,7 @@ from sdvq_core.tuning import tune
 
 if TYPE_CHECKING:
     from sdvq_core.bench import BenchResult
+    from sdvq_core.export import Exported, ExportJob
 
 
 ENGINES = ("local", "ray")
@@ -154,6 +155,12 @@ class Workbench:
         """What is finished of a compression that was stopped, as an artifact in `out`: its other layers in 16 bits."""
         write_artifact(out, self.engine.partial(model, self._compressing(arm)))
         return read_report(out)
+
+    def export(self, job: ExportJob) -> Iterator[Progress | Notice | Exported]:
+        """Progress per tensor, then what was written: an artifact as plain weights, for diffusers or other programs."""
+        from sdvq_core.export import export
+
+        return export(job, self.data)
 
     def tune(
         self, model: str, words: Sequence[str], bits: float, distil: DistillationSettings | None = None

@@ -27,7 +27,7 @@ TABLE = (
     ("production",),
     ("teaching",),
     ("sequential",),
-    ("arms", "judges", "pace", "statistics"),
+    ("arms", "export", "judges", "pace", "statistics"),
     ("cluster", "peers"),
     ("compress",),
     ("encoding", "diffusion", "recipes"),

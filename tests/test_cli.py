@@ -90,7 +90,10 @@ def artifact(model, tmp_path_factory) -> Path:
 def test_models(answer):
     found = answer("models")["models"]
     assert [item["name"] for item in found] == ["nano", "sdxl", "sdxl-turbo"]
-    assert {"name", "label", "tier", "at_hand", "note", "steps", "guidance", "resolution"} == set(found[0])
+    assert {"name", "label", "tier", "at_hand", "note", "steps", "guidance", "resolution", "licence"} == set(found[0])
+    assert found[0]["licence"] == "mit"
+    (nano,) = answer("models", "nano")["models"]
+    assert nano == {**found[0], "note": nano["note"]}
 
 
 def test_quantizers(answer, run):

@@ -150,6 +150,24 @@ def inspect(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], as_js
 
 
 @app.command()
+def export(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")],
+    out: Annotated[Path, typer.Option(help="Folder, or file *.safetensors in the original SDXL layout.")],
+    base: Annotated[
+        str | None, typer.Option(help="Model that gives text encoders and VAE; default: UNet alone.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp16",
+    as_json: Json = False,
+) -> None:
+    """Write an artifact back as plain weights, for diffusers without SDVQ or for other programs."""
+    from sdvq_core.export import Exported, ExportJob
+
+    done = last(_workbench().export(ExportJob(artifact, out, base, dtype)), Exported)
+    line = f"{done.out}: {', '.join(done.parts)} in {done.dtype}, {done.tensors} tensors, {done.nbytes:,} bytes"
+    print_answer(as_json, done.to_json(), [line])
+
+
+@app.command()
 def generate(
     model: Model,
     prompt: Prompt,

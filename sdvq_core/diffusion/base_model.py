@@ -5,6 +5,7 @@ float32 on CPU, float16 on CUDA. SDXL's VAE overflows in float16 (`force_upcast`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def load_base(source: Source, device: str = "auto", data: Path | None = None) ->
     where = pick_device(device)
     dtype = torch.float16 if where.type == "cuda" else torch.float32
     check_files(source)
-    folder = _local_folder(source)
+    folder = pipeline_folder(source)
     try:
         with quiet():
             pipe = _from_folder(folder, dtype) if folder else load_single_file(source, dtype)
@@ -105,8 +106,13 @@ def full_config(source: Source) -> dict[str, Any]:
 
 def unet_skeleton(source: Source) -> UNet2DConditionModel:
     """The UNet with shapes and no storage (meta device)."""
+    return skeleton_of(unet_config(source))
+
+
+def skeleton_of(config: Mapping[str, Any]) -> UNet2DConditionModel:
+    """A UNet of `config` with shapes and no storage (meta device)."""
     with torch.device("meta"):
-        return UNet2DConditionModel.from_config(unet_config(source))
+        return UNet2DConditionModel.from_config(dict(config))
 
 
 def unet_weights(source: Source) -> UnetWeights:
@@ -117,7 +123,7 @@ def unet_weights(source: Source) -> UnetWeights:
 
 def check_files(source: Source) -> None:
     """Raise ModelError unless all weight files are whole and in floating point, the UNet's with exactly its tensors."""
-    folder = _local_folder(source)
+    folder = pipeline_folder(source)
     for path in () if folder is None or source.no_image else _beside_unet(folder):
         check_dtypes(read_header(path), str(path))
     found: dict[str, list[int]] = {}
@@ -135,7 +141,7 @@ def check_files(source: Source) -> None:
         )
 
 
-def _local_folder(source: Source) -> Path | None:
+def pipeline_folder(source: Source) -> Path | None:
     """The pipeline folder, fetched from the Hub where need be; None for a single file and for a UNet alone."""
     if source.kind in ("file", "unet"):
         return None
@@ -143,7 +149,7 @@ def _local_folder(source: Source) -> Path | None:
 
 
 def _unet_folder(source: Source) -> Path:
-    folder = _local_folder(source)
+    folder = pipeline_folder(source)
     return Path(source.location) if folder is None else folder / "unet"
 
 

@@ -47,6 +47,11 @@ def load_single_file(source: Source, dtype: torch.dtype) -> StableDiffusionXLPip
     )
 
 
+def names_of(part: str, skeleton: Path) -> list[str]:
+    """diffusers' names of the tensors of a component."""
+    return list(_empty(part, skeleton).state_dict())
+
+
 def file_unet_config(source: Source, shape: tuple[int, int]) -> dict[str, Any]:
     """The UNet configuration of a single file whose first convolution has `shape` (out, in)."""
     width, channels = shape
