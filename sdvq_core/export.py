@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdvq_core.diffusion.base_model import skeleton_of
 from sdvq_core.diffusion.bases import copy_small, markers, others, parts_beside
-from sdvq_core.diffusion.components import Part, write_part, write_single_file
+from sdvq_core.diffusion.components import STEMS, Part, write_part, write_single_file
 from sdvq_core.diffusion.fingerprint import fingerprint
 from sdvq_core.diffusion.sources import Source, find_source
 from sdvq_core.errors import ConfigError, ModelError, StoreError
@@ -28,7 +28,6 @@ from sdvq_core.store import Artifact, read_artifact
 from sdvq_core.store.tensor_file import flush
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}  # elsewhere "model"
 SUFFIX = ".safetensors"
 
 

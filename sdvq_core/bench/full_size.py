@@ -30,7 +30,7 @@ def random_unet(
     """SDXL's UNet, or that of `config`, allocated on `device` with random weights; ready to be called."""
     unet = skeleton(config).to(dtype).to_empty(device=device)
     for number, (name, value) in enumerate(unet.named_parameters()):
-        _fill(value.data, name, torch.Generator(device).manual_seed(number))
+        fill(value.data, name, torch.Generator(device).manual_seed(number))
     return unet.eval().requires_grad_(False)
 
 
@@ -75,7 +75,8 @@ def weight_of(unet: nn.Module, name: str) -> Tensor:
     return weight.detach()
 
 
-def _fill(value: Tensor, name: str, generator: torch.Generator) -> None:
+def fill(value: Tensor, name: str, generator: torch.Generator) -> None:
+    """Random weights in place: N(0, 1 / fan_in), norms 1 and biases 0."""
     if value.ndim > 1:
         value.normal_(0, (value.shape[0] / value.numel()) ** 0.5, generator=generator)
     else:

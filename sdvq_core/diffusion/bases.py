@@ -15,7 +15,7 @@ from sdvq_core.diffusion.base_model import pipeline_folder
 from sdvq_core.diffusion.components import Part, part_of_file, part_of_folder, specs_of_file
 from sdvq_core.diffusion.folders import WEIGHTED, WORDED, read_head, read_json
 from sdvq_core.diffusion.recognition import LDM_UNET
-from sdvq_core.diffusion.single_file import names_of
+from sdvq_core.diffusion.single_file import empty_component
 from sdvq_core.diffusion.sources import Source
 from sdvq_core.store.images import write_bytes
 
@@ -30,7 +30,10 @@ def parts_beside(source: Source, stack: ExitStack) -> dict[str, Part]:
         return {name: part_of_folder(folder / name, stack) for name in BESIDE_UNET}
     skeleton, path = Path(source.skeleton), Path(source.location)
     configs = {name: read_json(skeleton / name / "config.json") for name in BESIDE_UNET}
-    return {name: part_of_file(name, names_of(name, skeleton), config, path, stack) for name, config in configs.items()}
+    return {
+        name: part_of_file(name, list(empty_component(name, config).state_dict()), config, path, stack)
+        for name, config in configs.items()
+    }
 
 
 def others(source: Source, stack: ExitStack) -> tuple[Part, dict[str, str]]:

@@ -23,6 +23,10 @@ from sdvq_core.store.images import write_bytes
 from sdvq_core.store.tensor_file import DTYPES, Specs, tensor_nbytes, writing_tensors
 
 Spec = tuple[torch.dtype, tuple[int, ...]]
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}  # names of weight files; elsewhere "model"
 METADATA = {"format": "pt"}  # transformers refuses a file without it
 
 

@@ -35,7 +35,7 @@ def load_single_file(source: Source, dtype: torch.dtype) -> StableDiffusionXLPip
     with safe_open(source.location, "pt") as file:
         for part in WEIGHTED:
             config = read_json(skeleton / part / "config.json")
-            modules[part] = _filled(_empty(part, skeleton), part, config, file, dtype)
+            modules[part] = _filled(empty_component(part, config), part, config, file, dtype)
     tokenizers = {name: CLIPTokenizer.from_pretrained(skeleton / name) for name in ("tokenizer", "tokenizer_2")}
     index = read_json(skeleton / "model_index.json")
     return StableDiffusionXLPipeline(
@@ -47,9 +47,16 @@ def load_single_file(source: Source, dtype: torch.dtype) -> StableDiffusionXLPip
     )
 
 
-def names_of(part: str, skeleton: Path) -> list[str]:
-    """diffusers' names of the tensors of a component."""
-    return list(_empty(part, skeleton).state_dict())
+def empty_component(part: str, config: Mapping[str, Any]) -> nn.Module:
+    """A component with shapes and no weights; buffers that no file stores are real."""
+    with init_empty_weights(include_buffers=False):
+        if part in ("unet", "vae"):
+            kind = UNet2DConditionModel if part == "unet" else AutoencoderKL
+            made: nn.Module = kind.from_config(dict(config))
+            return made
+        text = CLIPTextModel if part == "text_encoder" else CLIPTextModelWithProjection
+        encoder: nn.Module = text(CLIPTextConfig.from_dict(dict(config)))
+        return encoder
 
 
 def file_unet_config(source: Source, shape: tuple[int, int]) -> dict[str, Any]:
@@ -64,18 +71,6 @@ def conv_in_shape(header: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
     """(channels out, channels in) of the first convolution of the UNet in a single file."""
     out, channels = header[LDM_CONV_IN]["shape"][:2]
     return int(out), int(channels)
-
-
-def _empty(part: str, skeleton: Path) -> nn.Module:
-    """A component with shapes and no weights; buffers that no file stores are real."""
-    with init_empty_weights(include_buffers=False):
-        if part in ("unet", "vae"):
-            kind = UNet2DConditionModel if part == "unet" else AutoencoderKL
-            made: nn.Module = kind.from_config(read_json(skeleton / part / "config.json"))
-            return made
-        text = CLIPTextModel if part == "text_encoder" else CLIPTextModelWithProjection
-        encoder: nn.Module = text(CLIPTextConfig.from_pretrained(skeleton / part))
-        return encoder
 
 
 def _filled(module: nn.Module, part: str, config: Mapping[str, Any], file: Any, dtype: torch.dtype) -> nn.Module:
