@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sdvq_core.diffusion.folders import read_header, read_json, weight_files
 from sdvq_core.diffusion.original_layout import Place, placed, where
+from sdvq_core.errors import ModelError
 from sdvq_core.store.images import write_bytes
 from sdvq_core.store.tensor_file import DTYPES, Specs, tensor_nbytes, writing_tensors
 
@@ -60,8 +61,12 @@ def part_of_folder(folder: Path, stack: ExitStack) -> Part:
 
 
 def specs_of_file(path: Path) -> dict[str, Spec]:
-    """Dtype and shape of every tensor in a safetensors file."""
-    return {name: (DTYPES[entry["dtype"]], tuple(entry["shape"])) for name, entry in read_header(path).items()}
+    """Dtype and shape of every tensor in a safetensors file; ModelError for a dtype that cannot be copied."""
+    header = read_header(path)
+    odd = next((name for name, entry in header.items() if entry["dtype"] not in DTYPES), None)
+    if odd is not None:
+        raise ModelError(f"{path} stores {odd} as {header[odd]['dtype']}; files of {', '.join(DTYPES)} can be read")
+    return {name: (DTYPES[entry["dtype"]], tuple(entry["shape"])) for name, entry in header.items()}
 
 
 def write_part(

@@ -132,9 +132,11 @@ def refusal(path: Path) -> str:
     code = (
         "import sys, torch; from safetensors.torch import save_file; "
         's = torch.load(sys.argv[1], map_location="cpu", weights_only=True); s = s.get("state_dict", s); '
-        "save_file({k: v.contiguous() for k, v in s.items() if torch.is_tensor(v)}, sys.argv[2])"
+        "s = {k: v.contiguous().clone() for k, v in s.items() if torch.is_tensor(v)}; "
+        'save_file(s, sys.argv[2], {"format": "pt"})'
     )
-    command = shlex.join(["python", "-c", code, path.name, path.with_suffix(".safetensors").name])
+    stem = path.stem.replace("pytorch_model", "model") if path.stem.startswith("pytorch_model") else path.stem
+    command = shlex.join(["python", "-c", code, path.name, f"{stem}.safetensors"])
     return (
         f"{path} is a pickle, which can run code when it is opened; convert it to safetensors first: "
         f"in its folder run {command}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,22 +88,53 @@ print(json.dumps({"written": written, "fingerprint": fingerprint(source), "no_im
 """
 
 
+LOAD = """
+import hashlib, json, sys
+import torch
+from diffusers import StableDiffusionXLPipeline
+from sdvq_core.diffusion.single_file import load_single_file
+from sdvq_core.diffusion.sources import find_source, sdxl_folder
+
+path, who = sys.argv[1:]
+if who == "ours":
+    pipe = load_single_file(find_source(path), torch.float16)
+else:
+    pipe = StableDiffusionXLPipeline.from_single_file(
+        path, config=str(sdxl_folder()), dtype=torch.float16, local_files_only=True
+    )
+found = {}
+for part in ("text_encoder", "text_encoder_2", "unet", "vae"):
+    digest = hashlib.sha256()
+    for name, tensor in sorted(getattr(pipe, part).state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    found[part] = digest.hexdigest()
+found["scheduler"] = pipe.scheduler.__class__.__name__
+found["words"] = pipe.tokenizer_2("a red apple on a table", padding="max_length").input_ids
+print(json.dumps(found))
+"""
+
+
+def python(code: str, *words: str | Path) -> Any:
+    """The JSON that a fresh process prints last; offline."""
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, words)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.slow
-def test_full_size_checkpoints_are_written_within_little_memory(tmp_path: Path) -> None:
-    found: dict[str, Any] = {}
-    for kind in ("file", "folder", "shards"):
-        target = tmp_path / ("x.safetensors" if kind == "file" else kind)
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", WRITE, str(target), kind],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        found[kind] = json.loads(done.stdout.splitlines()[-1])
-        assert found[kind]["written"] < 500_000_000  # the largest tensor has 52 million weights
-        if kind == "file":
-            assert target.stat().st_size > 2 * 3_468_837_867
-            target.unlink()
+def test_full_size_checkpoints_are_real_and_written_within_little_memory(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    found = {"file": python(WRITE, file, "file")}
+    assert file.stat().st_size > 2 * 3_468_837_867
+    assert python(LOAD, file, "ours") == python(LOAD, file, "theirs")
+    file.unlink()
+    for kind in ("folder", "shards"):
+        found[kind] = python(WRITE, tmp_path / kind, kind)
+        shutil.rmtree(tmp_path / kind)
+    assert max(item["written"] for item in found.values()) < 500_000_000  # the largest tensor has 52 million weights
     assert len({item["fingerprint"] for item in found.values()}) == 1
     assert {item["no_image"] for item in found.values()} == {""}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from sdvq_core.diffusion.base_model import load_base, unet_config, unet_skeleton
-from sdvq_core.diffusion.components import part_of_file, part_of_folder, write_part, write_single_file
+from sdvq_core.diffusion.components import part_of_file, part_of_folder, specs_of_file, write_part, write_single_file
 from sdvq_core.diffusion.fingerprint import fingerprint, translate, unet_tensors
 from sdvq_core.diffusion.folders import WEIGHTED
 from sdvq_core.diffusion.original_layout import placed
@@ -154,6 +154,13 @@ def test_parts_of_a_file_are_those_of_its_folder(nano_file: Path) -> None:
             file = part_of_file(component, list(folder.specs), folder.config, nano_file, stack)
             assert file.specs == folder.specs
             assert all(torch.equal(file.read(name), folder.read(name)) for name in folder.specs)
+
+
+def test_a_dtype_that_torch_lacks_is_named(tmp_path: Path) -> None:
+    head = json.dumps({"x": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\0")
+    with pytest.raises(ModelError, match="stores x as F4; files of U64, I64"):
+        specs_of_file(tmp_path / "x.safetensors")
 
 
 def test_a_part_may_be_cast(tiny_pipeline_folder: Path) -> None:

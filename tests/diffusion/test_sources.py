@@ -221,12 +221,22 @@ def test_pickles_are_refused(tmp_path: Path, suffix: str, exists: bool) -> None:
 @pytest.mark.parametrize("nested", [True, False])
 def test_the_command_converts_a_pickle(tmp_path: Path, nested: bool) -> None:
     tensors = {"x": torch.arange(6.0).reshape(2, 3).T, "y": torch.zeros(1, dtype=torch.float16)}
+    tensors["tied"] = tensors["y"]
     torch.save({"state_dict": tensors, "epoch": 3} if nested else tensors, tmp_path / "it's mine.ckpt")
     command = refused(tmp_path / "it's mine.ckpt").partition("in its folder run ")[2]
     subprocess.run(shlex.split(command.replace("python", sys.executable, 1)), cwd=tmp_path, check=True)
     found = load_file(tmp_path / "it's mine.safetensors")
-    assert set(found) == {"x", "y"}
+    assert set(found) == {"x", "y", "tied"}
     assert torch.equal(found["x"], tensors["x"])
+
+
+def test_the_command_gives_a_text_encoder_the_name_that_is_looked_for(copy: Path) -> None:
+    folder = copy / "text_encoder"
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    command = refused(copy).partition("in its folder run ")[2]
+    subprocess.run(shlex.split(command.replace("python", sys.executable, 1)), cwd=folder, check=True)
+    load_base(find_source(str(copy)), "cpu")
 
 
 def test_a_missing_checkpoint_does_not_exist(tmp_path: Path) -> None:
