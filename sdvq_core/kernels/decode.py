@@ -1,14 +1,14 @@
 """Packed codes -> rows of weights, in one pass: numba on the CPU, Triton on a CUDA GPU, torch where neither can.
 
-All give the numbers of the torch reference, to the last bit in float32. What a fast way cannot do goes to the reference
-with one warning that names the reason. O rows of n weights.
+All give the numbers of the torch reference, to the last bit in float32. What a fast way cannot do, or fails to do, goes
+to the reference with one warning that names the reason. O rows of n weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from sdvq_core.bitpack import unpack
 from sdvq_core.kernels.additive import additive_decode_reference
 from sdvq_core.kernels.trellis import trellis_decode
-from sdvq_core.kernels.ways import WAYS, missing, warn_slow, way
+from sdvq_core.kernels.ways import attempt, warn_obstacle, way
 
 
 def codebook_rows(
@@ -50,10 +50,9 @@ def codebook_decoder(
 ) -> Callable[[torch.dtype], Tensor]:
     """`codebook_rows` of these arrays for every dtype; on the CPU prepared once, good while they stay as they are."""
     if way(codes.device) == "numba" and run % books.shape[2] == 0:
-        found: Callable[[torch.dtype], Tensor] = _kernels("numba").codebook_decoder(
-            codes, bits, books, scale, run, groups
-        )
-        return found
+        from sdvq_core.kernels import decode_numba
+
+        return decode_numba.codebook_decoder(codes, bits, books, scale, run, groups)
     return partial(codebook_rows, codes, bits, books, scale, run, groups)
 
 
@@ -117,20 +116,20 @@ class _Layer:
 
     def fast(self, name: str, arguments: tuple[Any, ...], obstacle: str = "") -> Tensor | None:
         """What function `name` of the fast way makes of `arguments`; None, after one warning, where it cannot."""
-        kernels = _kernels(self.way)
-        if not obstacle and self.way == "triton":
+        found: Tensor | str | None = obstacle
+        if self.way != "torch" and not obstacle:
+            sizes = [part.shape for part in arguments[2:3] if isinstance(part, Tensor)]  # of codebooks or of scales
+            settings = (self.bits, self.dtype, *(sizes if self.kind == "codebook" else []))
+            found = attempt((self.way, name, str(self.codes.device), *settings), lambda: self._made(name, arguments))
+        if isinstance(found, str):
+            warn_obstacle(self.codes.device, found)
+        return found if isinstance(found, Tensor) else None
+
+    def _made(self, name: str, arguments: tuple[Any, ...]) -> Tensor | str:
+        """The rows, or why there are none."""
+        kernels = import_module(f"sdvq_core.kernels.decode_{self.way}")
+        obstacle: str | None = None
+        if self.way == "triton":
             obstacle = kernels.unsupported(self.kind, self.codes.device, self.dtype, self.bits, self.weights)
-        elif self.way == "torch" and self.codes.device.type in WAYS:
-            obstacle = missing(WAYS[self.codes.device.type])
-        if obstacle:
-            warn_slow(obstacle)
-        if obstacle or kernels is None:
-            return None
-        found: Tensor = getattr(kernels, name)(*arguments)
-        return found
-
-
-@cache
-def _kernels(way: str) -> Any:
-    """The module of a fast way; None for torch."""
-    return None if way == "torch" else import_module(f"sdvq_core.kernels.decode_{way}")
+        made: Tensor | str = obstacle or getattr(kernels, name)(*arguments)
+        return made

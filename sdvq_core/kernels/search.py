@@ -8,17 +8,17 @@ d numbers, B hypotheses.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from sdvq_core.kernels.ways import way
+from sdvq_core.kernels.ways import attempt, warn_obstacle, way
 
 CHUNK_NBYTES = 4 << 20  # of one block of the [N, K] distance matrix: stays near the cache, and off mmap
 _BEAM_NBYTES = 8 << 20  # of one block of scores
 _GPU_NBYTES = 1 << 30  # of a block on a GPU, where a small one is over before the next is launched
-_LANES = 16  # scores to a vector of the compiled search: K must be a multiple
 
 
 def chunks(count: int, row_nbytes: int, budget: int = CHUNK_NBYTES) -> Iterator[slice]:
@@ -102,17 +102,26 @@ def _budget(points: Tensor, on_cpu: int) -> int:
 
 
 def _fast(points: Tensor, codebooks: Tensor, weights: Tensor | None, beam: int) -> Tensor | None:
-    """`beam_search` by a compiled kernel; None where there is none for this."""
-    plain = points.dtype == codebooks.dtype == torch.float32 and points.device == codebooks.device and len(points) > 0
-    if not plain or (weights is not None and weights.shape[1] != 1):  # weights of a point change none of its choices
+    """`beam_search` by a compiled kernel; None where there is none for this, after one warning."""
+    compiler, obstacle = way(points.device), ""
+    if not len(points) or points.device != codebooks.device:
         return None
-    compiler = way(points.device)
-    if compiler == "numba" and codebooks.shape[1] % _LANES == 0:
-        from sdvq_core.kernels import search_numba
+    if weights is not None and weights.shape[1] == 1:  # weights of a point change none of its choices
+        weights = None
+    if not points.dtype == codebooks.dtype == torch.float32:
+        obstacle = f"points in {points.dtype} and codebooks in {codebooks.dtype}, where a search needs torch.float32"
+    found: Tensor | str | None = obstacle
+    if compiler != "torch" and not obstacle:
+        metric = weights is not None
+        kernel = (compiler, "beam_search", str(points.device), codebooks.shape, beam, metric)
+        found = attempt(kernel, lambda: _found(compiler, points, codebooks, weights, beam))
+    if isinstance(found, str):
+        warn_obstacle(points.device, "" if compiler == "torch" else found)
+    return found if isinstance(found, Tensor) else None
 
-        return search_numba.beam_search(points, codebooks, beam)
-    if compiler == "triton":
-        from sdvq_core.kernels import search_triton
 
-        return search_triton.beam_search(points, codebooks, beam) if search_triton.suits(codebooks, beam) else None
-    return None
+def _found(compiler: str, points: Tensor, codebooks: Tensor, weights: Tensor | None, beam: int) -> Tensor | str:
+    """The codes, or why there are none."""
+    kernels = import_module(f"sdvq_core.kernels.search_{compiler}")
+    answer: Tensor | str = kernels.obstacle(codebooks, beam) or kernels.beam_search(points, codebooks, beam, weights)
+    return answer

@@ -1,8 +1,9 @@
 """Beam search over additive codebooks, compiled by numba: 16 scores to a vector. Imported when first needed.
 
 What a hypothesis leaves over, r, scores ``|r|^2 - 2 r.c + |c|^2`` with every entry c of the next codebook; |r|^2 is the
-hypothesis' own score, up to |x|^2, which is the same for all. Codebooks are stored as [K / 16, d, 16], so that a
-vector of scores is d multiply-adds with neighbours in memory.
+hypothesis' own score, up to |x|^2, which is the same for all. Where elements weigh differently, w, the product is that
+of [w r, w] and [-2 c, c^2]. Codebooks are stored as [K / 16, d, 16], so that a vector of scores is d multiply-adds with
+neighbours in memory.
 
 On the way every lane's least score is kept. The B-th least of those 16 is a bound that at least B scores meet and few
 others do; a second look sorts these few.
@@ -17,6 +18,7 @@ import torch
 from llvmlite import ir
 from numba.core import cgutils, types
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sdvq_core.kernels.compiled import compiled, in_threads, intrinsic, pointer, spread
 
@@ -25,20 +27,35 @@ _WORD, _INT = ir.IntType(64), ir.IntType(32)
 _PART = 1 << 12  # points that are worth a thread
 
 
-def beam_search(points: Tensor, books: Tensor, beam: int) -> Tensor:
-    """points float32 [N, d], books float32 [M, K, d] on the CPU, K a multiple of 16 -> codes int64 [M, N]."""
+def obstacle(codebooks: Tensor, beam: int) -> str:
+    """Why codebooks [M, K, d] cannot be searched: they always can."""
+    return ""
+
+
+def beam_search(points: Tensor, books: Tensor, beam: int, weights: Tensor | None = None) -> Tensor:
+    """points float32 [N, d], books float32 [M, K, d], weights [N, d] or none, on the CPU -> codes int64 [M, N].
+
+    Codebooks are filled up to whole vectors of entries, the last ones infinitely far away.
+    """
     found = torch.empty(len(points), len(books), dtype=torch.int64, device="cpu")
     threads = max(1, min(torch.get_num_threads(), len(points) // _PART))
-    step = max(1, -(-len(points) // threads))
-    blocks = (-2 * books).unflatten(1, (-1, LANES)).mT.contiguous()  # [M, K / 16, d, 16]
-    norms = books.square().sum(2).contiguous()  # [M, K]
-    known = (books.contiguous().numpy(), blocks.view(-1).numpy(), norms.view(-1).numpy())
-    jobs = [
-        (part.numpy(), known, tuple(range(books.shape[2])), beam, codes.numpy())
-        for part, codes in zip(points.contiguous().split(step), found.split(step), strict=True)
-    ]
+    step, entries = max(1, -(-len(points) // threads)), books.shape[1]
+    known = _tables(pad(books, (0, 0, 0, -entries % LANES)).contiguous(), entries, weights is not None)
+    mass = torch.empty(len(points), 0, device="cpu") if weights is None else weights.float().contiguous()
+    lanes = (0,) * (books.shape[2] * (1 if weights is None else 2))
+    parts = zip(*(whole.split(step) for whole in (points.contiguous(), mass, found)), strict=True)
+    jobs = [(part.numpy(), weight.numpy(), known, lanes, beam, codes.numpy()) for part, weight, codes in parts]
     in_threads(_search, jobs, threads)
-    return found.T.contiguous()
+    return found.T.contiguous().clamp_(max=entries - 1)
+
+
+def _tables(books: Tensor, entries: int, weighted: bool) -> tuple[Any, Any, Any]:
+    """Codebooks [M, K, d]; factors of r, or of [w r, w], flat [M, K / 16, d or 2 d, 16]; norms [M * K]."""
+    factors = torch.cat([-2 * books, books.square()], 2) if weighted else -2 * books
+    blocks = factors.unflatten(1, (-1, LANES)).mT.contiguous()  # [M, K / 16, d or 2 d, 16]
+    norms = books.new_zeros(books.shape[:2]) if weighted else books.square().sum(2)  # [M, K]
+    norms[:, entries:] = torch.inf
+    return books.numpy(), blocks.view(-1).numpy(), norms.view(-1).numpy()
 
 
 @intrinsic
@@ -177,14 +194,26 @@ def _copy(source: Any, at: int, target: Any, to: int, length: int) -> None:
 
 
 @compiled
-def _search(points: Any, known: Any, lanes: Any, beam: int, codes: Any) -> None:
-    """points [N, d], known: books [M, K, d], tables [M * K / 16 * d * 16] and norms [M * K] -> codes [N, M]."""
+def _weigh(left: Any, mass: Any, row: int, width: int, features: Any) -> None:
+    """features[h] = [w * left[h], w] for every hypothesis, w the weights of point `row`."""
+    size = left.shape[1]
+    for number in range(width):
+        for place in range(size):
+            features[number, place] = mass[row, place] * left[number, place]
+            features[number, size + place] = mass[row, place]
+
+
+@compiled
+def _search(points: Any, mass: Any, known: Any, lanes: Any, beam: int, codes: Any) -> None:
+    """points [N, d], mass [N, d] or [N, 0], known: see `_tables` -> codes [N, M]."""
     books, tables = known[0], known[1:]
     count, entries, size = books.shape
     low, where = np.empty(LANES, np.float32), np.empty(LANES, np.int32)
     scores = np.empty(beam * entries, np.float32)
     start, values = np.zeros(beam, np.float32), np.empty(beam, np.float32)
     left, after = np.zeros((beam, size), np.float32), np.zeros((beam, size), np.float32)
+    weighted = mass.shape[1] > 0
+    features = np.zeros((beam, len(lanes)), np.float32)
     paths, longer = np.zeros((beam, count), np.int64), np.zeros((beam, count), np.int64)
     places = np.zeros(beam, np.int64)
     for row in range(len(codes)):
@@ -192,8 +221,12 @@ def _search(points: Any, known: Any, lanes: Any, beam: int, codes: Any) -> None:
         _copy(points, row, left, 0, size)
         for stage in range(count):
             low[:], where[:] = np.inf, 0
+            if weighted:
+                _weigh(left, mass, row, width, features)
+            else:
+                features = left
             for number in range(width):
-                _score(scores, left, tables, (low, where), (number, stage, entries, lanes), start[number])
+                _score(scores, features, tables, (low, where), (number, stage, entries, lanes), start[number])
             keep = 1 if stage == count - 1 else min(beam, width * entries)
             if keep == 1:
                 width, places[0] = 1, _first(low, where)

@@ -8,10 +8,13 @@ Triton on a CUDA GPU, torch where they cannot be had: the same additions in the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
+
 import torch
 from torch import Tensor
 
-from sdvq_core.kernels.ways import way
+from sdvq_core.kernels.ways import attempt, warn_obstacle, way
 
 _WINDOW = 64  # places on either side of the seam that the first pass sees, more than once on a short circle
 _CHUNK_NBYTES = 64 << 20
@@ -20,15 +23,18 @@ _CHUNK_NBYTES = 64 << 20
 def viterbi(target: Tensor, weight: Tensor, table: Tensor, bits: int) -> Tensor:
     """target, weight float32 [S, T], table [2^L] -> codes uint8 [S, T] of S circles."""
     fast = way(target.device)
-    if fast == "numba":
-        from sdvq_core.kernels import viterbi_numba
+    found = None
+    if fast != "torch":
+        kernel = (fast, "viterbi", str(target.device), bits, len(table))
+        found = attempt(kernel, lambda: _compiled(fast)(target, weight, table, bits, _WINDOW))
+    else:
+        warn_obstacle(target.device)
+    return viterbi_reference(target, weight, table, bits) if found is None else found
 
-        return viterbi_numba.search(target, weight, table, bits, _WINDOW)
-    if fast == "triton":
-        from sdvq_core.kernels import viterbi_triton
 
-        return viterbi_triton.search(target, weight, table, bits, _WINDOW)
-    return viterbi_reference(target, weight, table, bits)
+def _compiled(way: str) -> Callable[..., Tensor]:
+    search: Callable[..., Tensor] = import_module(f"sdvq_core.kernels.viterbi_{way}").search
+    return search
 
 
 def viterbi_reference(target: Tensor, weight: Tensor, table: Tensor, bits: int) -> Tensor:

@@ -231,13 +231,20 @@ def test_programs_go_from_circle_to_circle(monkeypatch):
 
 
 @compared
-@pytest.mark.parametrize("case", [(20, 3, 16, 8, 8), (17, 1, 32, 4, 8), (5, 2, 64, 3, 5), (9, 3, 4, 2, 8)], ids=str)
-def test_the_search_kernel_finds_the_codes_of_the_reference(case):
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "case",
+    [(20, 3, 16, 8, 8), (17, 1, 32, 4, 8), (5, 2, 64, 3, 5), (9, 3, 4, 2, 8), (9, 2, 11, 4, 16), (3, 2, 1, 2, 2)],
+    ids=str,
+)  # fmt: skip
+def test_the_search_kernel_finds_the_codes_of_the_reference(case, weighted):
     count, books, entries, size, beam = case
     points, codebooks = gaussian((count, size), 1, 1.0), gaussian((books, entries, size), 2, 0.5)
-    found = search_triton.beam_search(points.to(DEVICE), codebooks.to(DEVICE), beam)
+    weights = gaussian((count, size), 3, 1.0).abs() + 0.1 if weighted else None
+    mass = weights.to(DEVICE) if weighted else None
+    found = search_triton.beam_search(points.to(DEVICE), codebooks.to(DEVICE), beam, mass)
     assert found.shape == (books, count)
-    assert torch.equal(found.cpu(), beam_search_reference(points, codebooks, None, beam))
+    assert torch.equal(found.cpu(), beam_search_reference(points, codebooks, weights, beam))
 
 
 @compared
@@ -255,11 +262,13 @@ def test_quantizing_by_kernels_finds_as_good_codes(word, monkeypatch):
 
 
 def test_what_a_search_cannot_hold_in_registers_is_left_to_torch():
-    assert search_triton.suits(torch.zeros(3, 256, 8), 8)
-    assert search_triton.suits(torch.zeros(1, 1024, 4), 1)
-    assert not search_triton.suits(torch.zeros(3, 1024, 8), 8)
-    assert not search_triton.suits(torch.zeros(3, 100, 8), 1), "codes of whole bits"
-    assert not search_triton.suits(torch.zeros(8, 256, 8), 1), "paths of 62 bits"
+    said = search_triton.obstacle
+    assert said(torch.zeros(3, 256, 8), 8) == said(torch.zeros(1, 4096, 4), 8) == said(torch.zeros(3, 100, 8), 1) == ""
+    assert said(torch.zeros(3, 1024, 8), 8) == (
+        "1024 entries for each of 8 hypotheses, where a search holds 4096 scores"
+    )
+    assert said(torch.zeros(8, 256, 8), 1) == "8 codes of 8 bits, where a path has 62"
+    assert said(torch.zeros(1, 16, 64), 1) == "entries of 64 weights, where a search takes 32"
 
 
 SLOW_AND_FAST = {"inside": lambda ways: (1.0, 2.0), "apart": lambda ways: (2.0, 1.0)}
