@@ -5,15 +5,12 @@ Every long call is a generator; closing it stops the work. SdvqError means that 
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import platformdirs
 
 from sdvq_core import presets, recipes
 from sdvq_core.arms import Arm, parse_arm
@@ -23,6 +20,7 @@ from sdvq_core.diffusion.sources import at_hand, find_source
 from sdvq_core.distillation import DistillationSettings
 from sdvq_core.engine import Engine
 from sdvq_core.errors import ConfigError
+from sdvq_core.folders import data_folder
 from sdvq_core.jobs import (
     CompareEvent,
     CompareJob,
@@ -54,11 +52,6 @@ if TYPE_CHECKING:
 
 
 ENGINES = ("local", "ray")
-
-
-def data_folder() -> Path:
-    """Where caches live: SDVQ_DATA, or the platform's user cache folder."""
-    return Path(os.environ.get("SDVQ_DATA") or platformdirs.user_cache_dir("sdvq", appauthor=False)).expanduser()
 
 
 class Workbench:

@@ -41,7 +41,7 @@ TABLE = (
     ("summaries",),
     ("kernels", "qtensor", "jobs"),
     ("bitpack", "crew", "grouping", "knobs", "memory", "records"),
-    ("errors", "naming", "version"),
+    ("errors", "folders", "naming", "version"),
 )
 LEVEL = {room: len(TABLE) - depth for depth, rooms in enumerate(TABLE) for room in rooms}
 TRAINING = "nano"  # makes the bundled model; nothing imports it

@@ -10,6 +10,7 @@ import mmap
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from sdvq_core.formats.codebook import expand_scale
 from sdvq_core.formats.trellis import circle_length, from_circles
 from sdvq_core.grouping import from_groups, from_rows, groups_per_row, row_length
 from sdvq_core.kernels import beam_search_reference, gaussian_code, trellis_decode, unrotate, viterbi_reference
+from sdvq_core.kernels.choice_file import ChoiceFile
+from sdvq_core.kernels.choices import Choices, gpu_seconds
 from sdvq_core.kernels.linear import MOST_ROWS
 from sdvq_core.kernels.ways import WAYS
 from sdvq_core.nn import QuantizedLinear, SharedCodebooks, set_mode
@@ -307,7 +310,7 @@ def test_what_the_fused_kernel_cannot_do_is_decoded_and_not_timed(monkeypatch):
 
 def streaming(word, choice, monkeypatch, choices=None):
     """A layer [24, 32] that decodes in every forward, and the choices that it is bound to."""
-    choices = choices or linear_room.Choices(SLOW_AND_FAST[choice])
+    choices = choices or new_choices(SLOW_AND_FAST[choice])
     monkeypatch.setattr(linear_room, "CHOICES", choices)
     monkeypatch.setitem(WAYS, "cpu", "numba")
     quantized = parse(word).quantize(gaussian((24, 32)))
@@ -317,6 +320,12 @@ def streaming(word, choice, monkeypatch, choices=None):
     layer.fill({name: array.to(DEVICE) for name, array in quantized.tensors.items()})
     set_mode(layer, "streaming")
     return layer.to(DEVICE), choices
+
+
+def new_choices(seconds):
+    """Choices that are kept in a folder of their own."""
+    folder = Path(tempfile.mkdtemp())
+    return Choices(seconds, ChoiceFile(lambda: folder))
 
 
 def interpreted_on_the_cpu(monkeypatch):
@@ -329,21 +338,23 @@ def interpreted_on_the_cpu(monkeypatch):
 @pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="no CUDA device")
 def test_ways_are_timed_on_the_gpu_and_never_while_a_graph_is_captured(monkeypatch):
     layer, _ = streaming("rvq:bits=3,share=layer", "inside", monkeypatch)
-    choices = linear_room.Choices(linear_room.gpu_seconds)
+    choices = new_choices(gpu_seconds)
     monkeypatch.setattr(linear_room, "CHOICES", choices)
     x, other = torch.ones(4, 32, device=DEVICE), torch.ones(8, 32, device=DEVICE)
     with torch.no_grad():
         wanted, beyond = layer(x), layer(other)
         known = choices.known()
         assert len(known) == 2
-        choices._fused.pop(next(case for case in known if case.rows == 8))
+        forgotten = new_choices(gpu_seconds)
+        forgotten._fused = {case: fused for case, fused in known.items() if case.rows == 4}
+        monkeypatch.setattr(linear_room, "CHOICES", forgotten)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             got, more = layer(x), layer(other)
     graph.replay()
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(more, beyond, rtol=1e-4, atol=1e-4)
-    assert len(choices.known()) == 1
+    assert len(forgotten.known()) == 1
 
 
 def test_what_is_not_supported_is_said_in_words():
