@@ -52,7 +52,8 @@ def other_formats(setting: Setting) -> Iterator[Row]:
         name = f"decode {word}, all layers, one scratch, CUDA graph"
         cases: dict[str, Work] = {name: setting.clock.captured(_decoding(layers, scratch))}
         if layers[0].format == "trellis":
-            cases[f"decode {word}, all layers, rotated back, launched from Python"] = _as_weights(setting, layers)
+            whole = f"decode {word}, all layers, rotated back and scaled, CUDA graph"
+            cases[whole] = setting.clock.captured(_as_weights(setting, layers))
         yield from _beside_copy(setting, cases, moved)
 
 

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from sdvq_core.kernels.ways import way
+from sdvq_core.kernels.ways import attempt, warn_obstacle, way
 
 _WORD = 0xFFFFFFFF
 
@@ -32,12 +32,33 @@ def hadamard_block(length: int) -> int:
 
 def rotate(rows: Tensor, seed: int) -> Tensor:
     """rows float32 [O, n] -> rotated rows [O, n]."""
-    return _hadamard(rows * _signs(rows, seed))
+    found = _on_gpu(rows, seed, True)
+    return _hadamard(rows * _signs(rows, seed)) if found is None else found
 
 
 def unrotate(rows: Tensor, seed: int) -> Tensor:
     """Inverse of `rotate`: H is its own inverse, and so are the signs."""
-    return _hadamard(rows) * _signs(rows, seed)
+    found = _on_gpu(rows, seed, False)
+    return _hadamard(rows) * _signs(rows, seed) if found is None else found
+
+
+def _on_gpu(rows: Tensor, seed: int, signs_first: bool) -> Tensor | None:
+    """`rotate`, or `unrotate`, by the Triton kernel; None where there is none for this."""
+    if way(rows.device) != "triton" or not rows.numel() or rows.requires_grad:
+        return None
+    block = hadamard_block(rows.shape[1])
+
+    def run() -> Tensor | str:
+        from sdvq_core.kernels.hadamard_triton import MOST_BLOCK, rotated
+
+        if rows.dtype != torch.float32 or block > MOST_BLOCK:
+            return f"rotations of {block} entries in {rows.dtype}, where {MOST_BLOCK} in torch.float32 are the most"
+        return rotated(rows, block, seed, signs_first)
+
+    found = attempt(("triton", "rotated", str(rows.device), block, signs_first), run)
+    if isinstance(found, str):
+        warn_obstacle(rows.device, found)
+    return found if isinstance(found, Tensor) else None
 
 
 def _signs(rows: Tensor, seed: int) -> Tensor:

@@ -21,7 +21,16 @@ from sdvq_core.bitpack import pack, packed_nbytes
 from sdvq_core.formats.codebook import expand_scale
 from sdvq_core.formats.trellis import circle_length, from_circles
 from sdvq_core.grouping import from_groups, from_rows, groups_per_row, row_length
-from sdvq_core.kernels import beam_search_reference, gaussian_code, trellis_decode, unrotate, viterbi_reference
+from sdvq_core.kernels import (
+    beam_search_reference,
+    gaussian_code,
+    hadamard_block,
+    rotate,
+    scramble,
+    trellis_decode,
+    unrotate,
+    viterbi_reference,
+)
 from sdvq_core.kernels.choice_file import ChoiceFile
 from sdvq_core.kernels.choices import Choices, gpu_seconds
 from sdvq_core.kernels.linear import MOST_ROWS
@@ -34,6 +43,7 @@ import triton
 
 from sdvq_core.kernels import search_triton, viterbi_triton
 from sdvq_core.kernels.decode_triton import DTYPES, affine_rows, codebook_rows, trellis_rows, unsupported
+from sdvq_core.kernels.hadamard_triton import MOST_BLOCK, rotated
 from sdvq_core.kernels.linear_triton import codebook_linear
 from sdvq_core.kernels.viterbi_triton import search as viterbi_search
 
@@ -180,6 +190,35 @@ def decoded(tensor, dtype=torch.float32):
     table = gaussian_code(meta["bits"], meta["state_bits"]).to(DEVICE)
     rows = trellis_rows(codes, meta["bits"], table, circle_length(*size), size)
     return from_rows(unrotate(rows, meta["seed"]) * scale.float() + arrays["offset"].float(), shape).cpu()
+
+
+ROTATIONS = [(3, 1), (5, 3), (7, 2), (1, 24), (9, 40), (130, 64), (3, 512), (2, 1280), (33, 2048), (1, 8192)]
+
+
+@compared
+@pytest.mark.parametrize("seed", [0, 5, 4095])
+@pytest.mark.parametrize("shape", ROTATIONS, ids=str)
+def test_the_rotation_is_that_of_the_reference(shape, seed, monkeypatch):
+    rows = gaussian(shape, 6, 1.0)
+    wanted = rotate(rows, seed), unrotate(rows, seed)
+    block = hadamard_block(shape[1])
+    exact = rotate(rows.double(), seed)
+    if block <= 64:
+        signed = rows.double() * (1 - 2 * (scramble(torch.arange(shape[1]) + (seed << 20)) >> 31))
+        by_definition = (signed.reshape(-1, block) @ hadamard_matrix(block) / block**0.5).reshape(shape)
+        torch.testing.assert_close(exact, by_definition)
+    found = [rotated(rows.T.contiguous().T.to(DEVICE), block, seed, first).cpu() for first in (True, False)]
+    torch.testing.assert_close(found[0].double(), exact, rtol=1e-6, atol=1e-6)
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+    interpreted_on_the_cpu(monkeypatch)
+    assert torch.equal(unrotate(rows.to(DEVICE), seed).cpu(), wanted[1])
+
+
+def hadamard_matrix(size):
+    """[size, size] of +1 and -1, by its definition: the parity of the bits that row and column share."""
+    shared = torch.arange(size)[:, None] & torch.arange(size)
+    parity = sum((shared >> bit) & 1 for bit in range(size.bit_length())) % 2
+    return 1 - 2 * parity.double()
 
 
 @compared
@@ -475,6 +514,19 @@ def test_the_viterbi_kernel_compiles(bits, state_bits, monkeypatch, tmp_path):
     assert found[0].metadata.shared <= 48 << 10
     assert "bar.sync" in found[0].asm["ptx"], "a step reads what the last one wrote"
     assert "fma.rn.f32" not in found[0].asm["ptx"], "multiply, then add: the reference's rounding"
+
+
+@compiled
+@pytest.mark.parametrize("block", [1, 2, 64, 128, 256, 2048, MOST_BLOCK])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_rotation_compiles(block, first, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found = []
+    monkeypatch.setattr(triton.runtime.JITFunction, "run", ahead_of_time(80, found))
+    rotated(torch.zeros(64, 3 * block), block, 7, first)
+    assert found[0].metadata.shared <= 48 << 10
+    assert "div.rn.f32" in found[0].asm["ptx"], "rounded as the reference rounds"
+    assert "fma.rn.f32" not in found[0].asm["ptx"]
 
 
 @compiled

@@ -15,9 +15,11 @@ from sdvq_core.kernels import (
     codebook_rows,
     decode,
     gaussian_code,
+    hadamard,
     nearest,
     rotate,
     trellis_rows,
+    unrotate,
     viterbi,
     viterbi_reference,
     ways,
@@ -43,6 +45,7 @@ CALLS = {
     ),
     "search": (lambda: beam_search(POINTS, BOOKS, None, 4), lambda: beam_search_reference(POINTS, BOOKS, None, 4)),
     "nearest": (lambda: nearest(POINTS, BOOKS[0]), lambda: beam_search_reference(POINTS, BOOKS, None, 1)[0]),
+    "rotation": (lambda: unrotate(POINTS, 3), lambda: hadamard._hadamard(POINTS) * hadamard._signs(POINTS, 3)),
     "viterbi": (
         lambda: viterbi(POINTS, POINTS.abs(), TABLE, 2),
         lambda: viterbi_reference(POINTS, POINTS.abs(), TABLE, 2),
@@ -85,6 +88,15 @@ def test_one_warning_for_all_that_fails_for_one_reason(unusable):
         found = [run() for run, _ in CALLS.values()]
     assert len(caught) == 1
     assert all(torch.equal(one, reference()) for one, (_, reference) in zip(found, CALLS.values(), strict=True))
+
+
+def test_a_rotation_that_no_program_holds_goes_to_torch_with_one_warning(unusable):
+    rows = torch.ones(1, 1 << 14)
+    with pytest.warns(UserWarning, match="rotations of 16384 entries in torch.float32, where 8192") as caught:
+        found = [rotate(rows, 1) for _ in range(2)]
+    assert len(caught) == 1
+    assert torch.equal(*found)
+    assert torch.equal(found[0], hadamard._hadamard(rows * hadamard._signs(rows, 1)))
 
 
 def failing(error, calls):
