@@ -2,6 +2,9 @@
 
 Where its loops do not become vector instructions, an `intrinsic` states the vectors in LLVM's own language; `pointer`,
 `spread` and `constant` are its words. Threads are Python's: numba's own pool aborts when two jobs meet in it.
+
+numba takes machine code from disk as long as the file of a function is the same, whatever the functions that it calls
+have become. Here it must be the same for all files of this room's compiled code, numba and llvmlite (`stamp`).
 """
 
 from __future__ import annotations
@@ -9,12 +12,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
 from llvmlite import ir
 from numba.core import cgutils
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic as _intrinsic
 
 FLOAT = ir.FloatType()
@@ -22,11 +30,25 @@ FLOAT = ir.FloatType()
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: machine code for `function`, made when it is first called with a set of types."""
-    found: Callable[..., Any]
-    try:
-        found = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder to cache in
-        found = numba.njit(nogil=True, error_model="numpy")(function)
+    found: Callable[..., Any] = numba.njit(nogil=True, error_model="numpy")(function)
+    with suppress(RuntimeError, OSError):  # no folder to cache in, or no sources
+        found._cache = _cache(function)  # type: ignore[attr-defined]  # what njit(cache=True) does, with a cache of ours
+    return found
+
+
+@cache
+def stamp(folder: Path = Path(__file__).parent) -> str:
+    """What compiled code depends on: `folder`'s sources of it, and who compiles them."""
+    sources = [folder / "compiled.py", *sorted(folder.glob("*_numba.py"))]
+    parts = [numba.__version__, llvmlite.__version__, *(f"{path.name}\n{path.read_text('utf-8')}" for path in sources)]
+    return sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _cache(function: Callable[..., Any]) -> Any:
+    """numba's cache of a function, wherever numba puts it, good for one state of this room."""
+    found: Any = FunctionCache(function)
+    index = found._cache_file
+    index._source_stamp = (index._source_stamp, stamp())
     return found
 
 
