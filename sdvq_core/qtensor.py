@@ -48,6 +48,10 @@ class Format(ABC):
         """The weight of `shape`, in `dtype`, on the device of the stored arrays."""
         return self.assemble(self.unpacked(tensors, shape, meta), tensors, shape, meta).to(dtype)
 
+    @abstractmethod
+    def decoding_nbytes(self, shape: Sequence[int], meta: Meta, dtype: torch.dtype, device: torch.device) -> int:
+        """Bytes that exist at the most at once while a weight is decoded there, the weight itself included."""
+
     def linear(
         self, x: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta, bias: Tensor | None
     ) -> Tensor:

@@ -90,8 +90,8 @@ class Footprint:
 
     mode: "resident", weights as the layers compute with them, as float UNets always have them; or "streaming", codes
     that are decoded in every step. nbytes: codes and what stays in floats, and decoded weights where they are kept.
-    decoded_nbytes: of those, decoded weights. scratch_nbytes: beside those, the largest weight that is decoded and
-    dropped in a step.
+    decoded_nbytes: of those, decoded weights. scratch_nbytes: beside those, the most that decoding a weight takes for a
+    moment in a step: the weight, and what it is made from on the way (float32, unpacked codes), by format and device.
     """
 
     mode: str

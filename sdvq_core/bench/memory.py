@@ -1,6 +1,6 @@
 """Suite `memory`: what a UNet's weights take while it runs, by mode, against 2 bytes for every parameter.
 
-By record: every tensor that the UNet holds, and the largest weight that exists for a moment (`Footprint`). Measured:
+By record: every tensor that the UNet holds, and the most that decoding a weight takes (`Footprint`). Measured:
 the same tensors, and by how much the peak of one call rises above that of the float UNet's call, whose rise is
 activations alone; the peak is the process' resident set on the CPU, torch's allocated bytes on a GPU.
 """

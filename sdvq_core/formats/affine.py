@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdvq_core.bitpack import packed_nbytes, unpack
 from sdvq_core.grouping import from_rows, row_length
-from sdvq_core.kernels import affine_rows
+from sdvq_core.kernels import Rows, affine_nbytes, affine_rows
 from sdvq_core.qtensor import Format, Meta, TensorSpec, register_format
 
 
@@ -37,6 +37,11 @@ class Affine(Format):
         bits, size = int(meta["bits"]), int(meta["group_size"])
         rows = affine_rows(tensors["codes"], bits, tensors["scale"], tensors["offset"], size, dtype)  # [O, S * size]
         return from_rows(rows[:, : row_length(shape)], shape)
+
+    def decoding_nbytes(self, shape: Sequence[int], meta: Meta, dtype: torch.dtype, device: torch.device) -> int:
+        size = int(meta["group_size"])
+        runs = -(-row_length(shape) // size)
+        return affine_nbytes(Rows(shape[0], runs * size, dtype, device), int(meta["bits"]), runs)
 
     def assemble(self, unpacked: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         scale, offset = tensors["scale"].float(), tensors["offset"].float()  # [O, S]

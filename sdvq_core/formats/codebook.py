@@ -9,14 +9,15 @@ layers store once, or "" for a set of the layer's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sdvq_core.bitpack import packed_nbytes, unpack
-from sdvq_core.grouping import from_groups, groups_per_row
-from sdvq_core.kernels import Packed, additive_decode, codebook_decoder, linear
+from sdvq_core.grouping import from_groups, groups_per_row, row_length
+from sdvq_core.kernels import Packed, Rows, additive_decode, codebook_decoder, codebook_nbytes, linear
 from sdvq_core.qtensor import Format, Meta, TensorSpec, register_format
 
 
@@ -68,6 +69,14 @@ class Codebook(Format):
         if len(shape) == 2 and groups * d == shape[1]:
             return rows
         return lambda dtype: from_groups(rows(dtype).view(shape[0], groups, d), shape)
+
+    def decoding_nbytes(self, shape: Sequence[int], meta: Meta, dtype: torch.dtype, device: torch.device) -> int:
+        spec, length = self.spec(shape, meta), groups_per_row(shape, int(meta["group_size"])) * int(meta["group_size"])
+        copied = prod(shape) if len(shape) == 4 and length != row_length(shape) else 0  # padded at every tap
+        rows = Rows(shape[0], length, dtype, device, copied)
+        books, entries, size = spec["codebook"].shape
+        runs, run = spec["scale"].shape[1], int(meta["scale_group"])
+        return codebook_nbytes(rows, (books, entries, size), int(meta["code_bits"]), runs, run)
 
     def is_prepared(self, meta: Meta) -> bool:
         return bool(meta["shared"]) and int(meta["code_bits"]) == 8 and int(meta["group_size"]) > 1  # no copy of codes

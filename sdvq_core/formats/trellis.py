@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdvq_core.bitpack import packed_nbytes, unpack
 from sdvq_core.grouping import from_rows, row_length
-from sdvq_core.kernels import code_table, trellis_rows, unrotate
+from sdvq_core.kernels import Rows, code_table, trellis_nbytes, trellis_rows, unrotate
 from sdvq_core.qtensor import Format, Meta, TensorSpec, register_format
 
 _SHORT = 128  # places below which a circle's closing costs noticeably
@@ -63,11 +63,13 @@ class Trellis(Format):
         bits = int(meta["bits"])
         table = code_table(bits, int(meta["state_bits"]), tensors["scale"].device)
         size = (shape[0], row_length(shape))
-        values = trellis_rows(tensors["codes"], bits, table, circle_length(*size), size)  # [O, n]
-        return unrotate(values, int(meta["seed"]))
+        return unrotate(trellis_rows(tensors["codes"], bits, table, circle_length(*size), size), int(meta["seed"]))
+
+    def decoding_nbytes(self, shape: Sequence[int], meta: Meta, dtype: torch.dtype, device: torch.device) -> int:
+        return trellis_nbytes(Rows(shape[0], row_length(shape), dtype, device))
 
     def assemble(self, unpacked: Tensor, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
-        return from_rows(unpacked * tensors["scale"].float() + tensors["offset"].float(), shape)
+        return from_rows((unpacked * tensors["scale"].float()).add_(tensors["offset"].float()), shape)
 
     def codes(self, tensors: Mapping[str, Tensor], shape: Sequence[int], meta: Meta) -> Tensor:
         return unpack(tensors["codes"], int(meta["bits"]), shape[0] * row_length(shape))[None]  # [1, n * O]

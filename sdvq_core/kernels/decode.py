@@ -30,14 +30,13 @@ def codebook_rows(
     """
     layer = _Layer("codebook", codes, bits, dtype, len(scale) * groups * books.shape[2])
     found = layer.fast(
-        "codebook_rows", (codes, bits, books, scale, run, groups, dtype), _obstacle(layer.way, books, run)
+        "codebook_rows", (codes, bits, books, scale, run, groups, dtype), obstacle(layer.way, books.shape[2], run)
     )
     return codebook_rows_reference(codes, bits, books, scale, run, groups, dtype) if found is None else found
 
 
-def _obstacle(way: str, books: Tensor, run: int) -> str:
-    """Why codes of d weights cannot be decoded that way, or ""."""
-    size = books.shape[2]
+def obstacle(way: str, size: int, run: int) -> str:
+    """Why codes of d = `size` weights, scaled in runs of `run`, cannot be decoded that way, or ""."""
     if way == "numba" and run % size:
         return f"runs of {run} weights end inside a code"
     if way == "triton" and size & (size - 1):
@@ -128,8 +127,8 @@ class _Layer:
     def _made(self, name: str, arguments: tuple[Any, ...]) -> Tensor | str:
         """The rows, or why there are none."""
         kernels = import_module(f"sdvq_core.kernels.decode_{self.way}")
-        obstacle: str | None = None
+        said: str | None = None
         if self.way == "triton":
-            obstacle = kernels.unsupported(self.kind, self.codes.device, self.dtype, self.bits, self.weights)
-        made: Tensor | str = obstacle or getattr(kernels, name)(*arguments)
+            said = kernels.unsupported(self.kind, self.codes.device, self.dtype, self.bits, self.weights)
+        made: Tensor | str = said or getattr(kernels, name)(*arguments)
         return made

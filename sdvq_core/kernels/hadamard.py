@@ -39,7 +39,7 @@ def rotate(rows: Tensor, seed: int) -> Tensor:
 def unrotate(rows: Tensor, seed: int) -> Tensor:
     """Inverse of `rotate`: H is its own inverse, and so are the signs."""
     found = _on_gpu(rows, seed, False)
-    return _hadamard(rows) * _signs(rows, seed) if found is None else found
+    return _hadamard(rows).mul_(_signs(rows, seed)) if found is None else found
 
 
 def _on_gpu(rows: Tensor, seed: int, signs_first: bool) -> Tensor | None:

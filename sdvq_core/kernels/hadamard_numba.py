@@ -23,7 +23,7 @@ def transform(rows: Tensor, block: int, root: float) -> Tensor:
 
     The additions are those of `hadamard`'s torch code in their order: the same bits.
     """
-    out = rows.contiguous().clone()
+    out = rows.clone(memory_format=torch.contiguous_format)
     threads = max(1, min(torch.get_num_threads(), out.numel() // _LEAST_WORK))
     runs = out.view(-1, block)
     step = max(1, -(-len(runs) // threads))

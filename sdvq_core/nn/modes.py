@@ -1,8 +1,8 @@
 """How a whole UNet keeps its compressed weights in memory: chosen once, when it is ready on its device.
 
-resident: decoded once; memory = codes + decoded weights. streaming: decoded in every forward; memory = codes, and one
-decoded weight for a moment. auto: resident where the decoded weights take at most half of what is free, else streaming.
-Both modes compute the same numbers on a CPU; on a GPU a fused product (`kernels.linear`) may round differently.
+resident: decoded once; memory = codes + decoded weights. streaming: decoded in every forward; memory = codes, and what
+decoding one weight takes for a moment. auto: resident where the decoded weights take at most half of what is free, else
+streaming. Both modes compute the same numbers on a CPU; on a GPU a fused product (`kernels.linear`) may round differently.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sdvq_core.errors import ConfigError
 from sdvq_core.memory import free_nbytes, is_out_of_memory
 from sdvq_core.nn.layers import MODES, QuantizedLayer, set_mode
 from sdvq_core.nn.swap import quantized_layers
+from sdvq_core.qtensor import get_format
 from sdvq_core.records import Footprint
 
 RESERVE = 0.5  # share of the free memory that `auto` leaves for activations, for decoding images and for others
@@ -65,7 +66,7 @@ def footprint(model: nn.Module) -> Footprint:
     layers = [layer for _, layer in quantized_layers(model)]
     copies = [layer._decoded for layer in layers if layer._decoded is not None]
     decoded = sum(copy.nbytes for copy in copies)
-    passing = max((_decoded_nbytes(layer, _dtype(model)) for layer in layers if layer.mode == "streaming"), default=0)
+    passing = max((_decoding_nbytes(layer, _dtype(model)) for layer in layers if layer.mode == "streaming"), default=0)
     return Footprint(mode_of(model), sum(tensor.nbytes for tensor in tensors.values()) + decoded, decoded, passing)
 
 
@@ -82,6 +83,11 @@ def _fits(model: nn.Module, dtype: torch.dtype) -> bool:
 
 def _decoded_nbytes(layer: QuantizedLayer, dtype: torch.dtype) -> int:
     return prod(layer.shape) * dtype.itemsize
+
+
+def _decoding_nbytes(layer: QuantizedLayer, dtype: torch.dtype) -> int:
+    device = next(iter(layer.stored.values())).device
+    return get_format(layer.form).decoding_nbytes(layer.shape, layer.meta, dtype, device)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

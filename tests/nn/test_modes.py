@@ -84,7 +84,8 @@ def test_the_footprint_counts_every_tensor(unet):
     make_ready(unet, "streaming", torch.float32)
     streaming = footprint(unet)
     assert (streaming.nbytes, streaming.decoded_nbytes, streaming.decoding) == (stored, 0, "decoded in every step")
-    assert streaming.scratch_nbytes == max(prod(layer.shape) * 4 for _, layer in quantized_layers(unet))
+    largest = max(prod(layer.shape) * 4 for _, layer in quantized_layers(unet))
+    assert largest < streaming.scratch_nbytes < 2.2 * largest, "scales in float32, codes with room, padded rows"
     run_unet(unet)
     assert footprint(unet) == streaming, "nothing stays after a step"
     make_ready(unet, "resident", torch.float32)
