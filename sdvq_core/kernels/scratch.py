@@ -21,7 +21,7 @@ _BLOCK, _BLOCK_NBYTES = 1 << 18, 9  # `bitpack.unpack` takes so many codes at a 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows [O, n] that are decoded to `dtype` on `device`; `copied` weights of them are put together anew afterwards."""
+    """Rows [O, n] that are decoded to `dtype` on `device`; `copied` of the weights are put together anew after it."""
 
     rows: int
     length: int

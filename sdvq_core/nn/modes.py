@@ -2,7 +2,7 @@
 
 resident: decoded once; memory = codes + decoded weights. streaming: decoded in every forward; memory = codes, and what
 decoding one weight takes for a moment. auto: resident where the decoded weights take at most half of what is free, else
-streaming. Both modes compute the same numbers on a CPU; on a GPU a fused product (`kernels.linear`) may round differently.
+streaming. Both modes compute the same numbers on a CPU; a GPU's fused product (`kernels.linear`) may round differently.
 """
 
 from __future__ import annotations

@@ -93,17 +93,34 @@ def test_without_a_gpu_one_sentence_says_so():
 
 def test_steps_are_compared_with_float_weights_launched_and_captured():
     rows = list(gpu_steps.small_steps(TINY))
-    assert [row.case.split(", ", 1)[1] for row in rows[:3]] == [
-        "CUDA graph, bf16", "CUDA graph, rvq:bits=3 resident", "CUDA graph, rvq:bits=3 streaming"
+    assert [row.case.split(", ", 1)[1] for row in rows[:4]] == [
+        "CUDA graph, bf16", "CUDA graph, bf16 channels last", "CUDA graph, rvq:bits=3 resident",
+        "CUDA graph, rvq:bits=3 streaming",
     ]  # fmt: skip
-    assert rows[2].note == f"{rows[2].seconds / rows[0].seconds:.3f} of bf16's time"
-    assert rows[6].note.startswith("decoded inside the product: none")
+    for four in (rows[:4], rows[4:8]):
+        faster = min(four[:2], key=lambda row: row.seconds)
+        name = faster.case.rpartition(", ")[2]
+        assert four[3].note == f"{four[3].seconds / faster.seconds:.3f} of the time of {name}"
+        assert (four[3].against, faster.note) == (faster.case, "")
+    assert rows[8].note.startswith("decoded inside the product: none")
 
 
-def test_the_three_unets_answer_alike_and_large_steps_tell_memory():
+def test_float_weights_are_measured_in_both_orders_of_memory():
+    models = gpu_steps._models(TINY)
+    plain, last = models["bf16"], models["bf16 channels last"]
+    assert plain.conv_in.weight.is_contiguous()
+    for unet in (last, models["rvq:bits=3 resident"]):
+        weight = unet.mid_block.resnets[0].conv1
+        weight = weight.weight if unet is last else weight.decoded(torch.float32)
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+    given = inputs(TINY, 8, 2)
+    torch.testing.assert_close(*(gpu_steps._call(unet, given)() for unet in (plain, last)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_unets_answer_alike_and_large_steps_tell_memory():
     models = gpu_steps._models(TINY)
     given = inputs(TINY, 8, 2)
-    _, resident, streaming = (gpu_steps._call(unet, given)() for unet in models.values())
+    *_, resident, streaming = (gpu_steps._call(unet, given)() for unet in models.values())
     torch.testing.assert_close(resident, streaming)
     rows = list(gpu_steps.large_steps(TINY))
     by_record = {row.case: row for row in rows if "by record" in row.case}
