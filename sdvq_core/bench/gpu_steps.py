@@ -19,12 +19,15 @@ from sdvq_core.bench.full_size import random_unet, with_random_codes
 from sdvq_core.bench.gpu_setting import SUITE, Setting, inputs
 from sdvq_core.bench.memory import memory_rows
 from sdvq_core.bench.timing import Row, rows
-from sdvq_core.kernels import CHOICES
+from sdvq_core.kernels import CHOICES, device_obstacle, fp8_products
 from sdvq_core.nn import PromptCache, make_ready
 from sdvq_core.quantizers import parse
 
 _WORD, _FLOAT, _LAST = "rvq:bits=3", "bf16", "bf16 channels last"
+_FLOAT8 = "float8 products"
 _WAYS = ("CUDA graph", "launched from Python")
+
+Calls = dict[str, Callable[[], Tensor]]
 
 
 def large_steps(setting: Setting) -> Iterator[Row]:
@@ -57,6 +60,7 @@ def _models(setting: Setting) -> dict[str, nn.Module]:
 def _steps(setting: Setting, models: dict[str, nn.Module], cells: int, batch: int) -> Iterator[Row]:
     given = inputs(setting, cells, batch)
     calls = {name: _call(unet, given) for name, unet in models.items()}
+    calls |= _in_float8(setting, calls)
     for way in _WAYS:
         prefix = f"step {8 * cells} px batch {batch}, {way}, "
         make = setting.clock.captured if way == "CUDA graph" else _as_it_is
@@ -66,6 +70,7 @@ def _steps(setting: Setting, models: dict[str, nn.Module], cells: int, batch: in
         timed = {row.case: row for row in rows(SUITE, times, faster)}
         for row in timed.values():
             yield replace(row, note=_ratio(row, timed[faster], faster.removeprefix(prefix)))
+    yield _float8_error(setting, calls, f"step {8 * cells} px batch {batch}")
     known = CHOICES.known()
     yield Row(SUITE, f"step {8 * cells} px batch {batch}, ways of multiplying", note=_chosen(known))
 
@@ -80,6 +85,30 @@ def _call(unet: nn.Module, given: dict[str, Any]) -> Callable[[], Tensor]:
         return answer
 
     return call
+
+
+def _in_float8(setting: Setting, calls: Calls) -> Calls:
+    """The streaming UNet with Linear layers that multiply in float8, where the GPU can."""
+    if device_obstacle(setting.device):
+        return {}
+    streaming = calls[f"{_WORD} streaming"]
+
+    def call() -> Tensor:
+        with fp8_products():
+            return streaming()
+
+    return {f"{_WORD} streaming, {_FLOAT8}": call}
+
+
+def _float8_error(setting: Setting, calls: Calls, name: str) -> Row:
+    """What float8 adds to the error of the UNet's answer, random weights and all."""
+    case, obstacle = f"{name}, added output error of {_FLOAT8}", device_obstacle(setting.device)
+    if obstacle:
+        return Row(SUITE, case, note=f"not measured: {obstacle}")
+    exact = calls[f"{_WORD} streaming"]().double()
+    off = calls[f"{_WORD} streaming, {_FLOAT8}"]().double() - exact
+    share = float(off.square().sum() / exact.square().sum())
+    return Row(SUITE, case, rate=share, unit="of the squared answer")
 
 
 def _as_it_is(call: Callable[[], object]) -> Callable[[], object]:

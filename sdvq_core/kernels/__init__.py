@@ -3,6 +3,7 @@
 from sdvq_core.kernels.additive import additive_decode, additive_decode_reference, additive_scatter
 from sdvq_core.kernels.choices import CHOICES
 from sdvq_core.kernels.decode import affine_rows, codebook_decoder, codebook_rows, trellis_rows
+from sdvq_core.kernels.fp8 import device_obstacle, fp8_products
 from sdvq_core.kernels.hadamard import hadamard_block, rotate, scramble, unrotate
 from sdvq_core.kernels.linear import Packed, linear
 from sdvq_core.kernels.scratch import Rows, affine_nbytes, codebook_nbytes, trellis_nbytes
@@ -27,6 +28,8 @@ __all__ = [
     "codebook_decoder",
     "codebook_nbytes",
     "codebook_rows",
+    "device_obstacle",
+    "fp8_products",
     "gaussian_code",
     "hadamard_block",
     "linear",

@@ -21,9 +21,11 @@ from torch import Tensor
 from triton.language import constexpr, tensor  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_SMALL = torch.float8_e4m3fn  # for `kernels.fp8`
 MOST_BITS = {"codebook": 16, "linear": 16, "affine": 8, "trellis": 4}  # of a code, by kind of kernel
 _MOST_WEIGHTS = 2**30 - 2**16  # of 16 bits: every byte has an int32 number, those of a last block's missing ones too
 _CAPABILITY = (8, 0)  # of a GPU: the oldest with bfloat16
+_SMALL_CAPABILITY = (8, 9)  # the oldest with float8
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}  # multiply, then add: torch's rounding
@@ -34,23 +36,23 @@ _COLUMNS, _ROWS = 32, 64  # of a program's trellis tile: loads run down a column
 
 def unsupported(kind: str, device: torch.device, dtype: torch.dtype, bits: int, weights: int) -> str | None:
     """Why a layer of `weights` weights cannot be decoded here by the kernel of `kind` (see MOST_BITS), or None."""
-    if dtype not in DTYPES:
+    if dtype not in DTYPES and (dtype != _SMALL or kind != "codebook"):
         return f"{dtype} is none of {', '.join(map(str, DTYPES))}"
     if not 1 <= bits <= MOST_BITS[kind]:
         return f"codes of {bits} bits, where {kind} takes 1 to {MOST_BITS[kind]}"
     if weights > _MOST_WEIGHTS:
         return f"{weights} weights, where {_MOST_WEIGHTS} is the most"
-    return _unsuitable(device)
+    return _unsuitable(device, _CAPABILITY if dtype in DTYPES else _SMALL_CAPABILITY)
 
 
-def _unsuitable(device: torch.device) -> str | None:
+def _unsuitable(device: torch.device, capability: tuple[int, int]) -> str | None:
     if device.type == "cpu" and _INTERPRETED:
         return None
     if device.type != "cuda":
         return f"the weights are on {device.type}, Triton needs cuda"
     have = torch.cuda.get_device_capability(device)
-    needed = ".".join(map(str, _CAPABILITY))
-    return None if have >= _CAPABILITY else f"a GPU of compute capability {have[0]}.{have[1]}, where {needed} is needed"
+    needed = ".".join(map(str, capability))
+    return None if have >= capability else f"a GPU of compute capability {have[0]}.{have[1]}, where {needed} is needed"
 
 
 def codebook_rows(  # noqa: PLR0913 - what the format stores

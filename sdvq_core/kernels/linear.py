@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sdvq_core.kernels import fp8
 from sdvq_core.kernels.choices import CHOICES, Case
-from sdvq_core.kernels.ways import way
+from sdvq_core.kernels.ways import attempt, warn_exact, way
 
 MOST_ROWS = 512  # of x: beyond, decoding once per tile of x cannot pay (break-even is expected at 400 to 900)
 
@@ -52,12 +53,31 @@ def linear(x: Tensor, weight: Packed, bias: Tensor | None, decode: Callable[[], 
         out = codebook_linear(flat, weight.codes, weight.bits, weight.books, weight.scale, weight.groups, bias)
         return out.reshape(*x.shape[:-1], -1)
 
+    found = _in_float8(x, weight, bias) if fp8.wants_fp8() else None
+    if found is not None:
+        return found
     if not fits(x, weight, bias):
         return decoded()
     if not x.is_cuda:
         return CHOICES.run(weight.case(x), fused, decoded, _may_time(x))
     with torch.cuda.device_of(x):
         return CHOICES.run(weight.case(x), fused, decoded, _may_time(x))
+
+
+def _in_float8(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor | None:
+    """The product in float8; None, after one warning, where there is none."""
+    said = fp8.device_obstacle(x.device)
+    size = weight.groups * weight.books.shape[2]
+    said = said or fp8.obstacle(x, len(weight.scale), size, weight.run, bias)
+    if said:
+        warn_exact(said)
+        return None
+
+    def run() -> Tensor:
+        flat, stored = x.reshape(-1, x.shape[-1]), (weight.codes, weight.bits, weight.books, weight.scale)
+        return fp8.fp8_linear(flat, *stored, weight.groups, bias).reshape(*x.shape[:-1], -1)
+
+    return attempt(("float8", *weight.case(x)), run, warn_exact) if x.numel() else None
 
 
 def fits(x: Tensor, weight: Packed, bias: Tensor | None) -> bool:

@@ -42,10 +42,13 @@ def missing(name: str) -> str:
     return ""
 
 
-def attempt(kernel: tuple[object, ...], run: Callable[[], _Found]) -> _Found | None:
+def attempt(
+    kernel: tuple[object, ...], run: Callable[[], _Found], warn: Callable[[str], None] | None = None
+) -> _Found | None:
     """What `run` makes by a compiled kernel; None where that fails, and at once where it did before.
 
-    kernel: all that it is compiled for. Memory that runs out says nothing about a kernel, and is raised.
+    kernel: all that it is compiled for. Memory that runs out says nothing about a kernel, and is raised. warn: what is
+    told the reason, `warn_slow` by default.
     """
     if kernel in _FAILED:
         return None
@@ -55,7 +58,7 @@ def attempt(kernel: tuple[object, ...], run: Callable[[], _Found]) -> _Found | N
         if is_out_of_memory(error):
             raise
         _FAILED.add(kernel)
-        warn_slow(f"{kernel[0]} fails ({reason(error)})")
+        (warn or warn_slow)(f"{kernel[0]} fails ({reason(error)})")
     return None
 
 
@@ -79,3 +82,9 @@ def warn_obstacle(device: torch.device, obstacle: str = "") -> None:
 def warn_slow(reason: str) -> None:
     """Say once why plain torch does what a compiled kernel would."""
     warnings.warn(f"a compiled kernel is replaced by plain torch, which is slower: {reason}", stacklevel=5)
+
+
+@cache
+def warn_exact(reason: str) -> None:
+    """Say once why a product is computed in the dtype of its inputs although float8 was asked for."""
+    warnings.warn(f"a product is not computed in float8: {reason}", stacklevel=5)

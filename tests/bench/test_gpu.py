@@ -102,7 +102,19 @@ def test_steps_are_compared_with_float_weights_launched_and_captured():
         name = faster.case.rpartition(", ")[2]
         assert four[3].note == f"{four[3].seconds / faster.seconds:.3f} of the time of {name}"
         assert (four[3].against, faster.note) == (faster.case, "")
-    assert rows[8].note.startswith("decoded inside the product: none")
+    assert rows[8].note == "not measured: products in float8 need a CUDA GPU, the weights are on cpu"
+    assert rows[9].note.startswith("decoded inside the product: none")
+
+
+def test_float8_has_rows_of_its_own_where_the_device_has_it(monkeypatch):
+    """Here the layers take the ordinary product all the same, and the error that is added is none."""
+    monkeypatch.setattr(gpu_steps, "device_obstacle", lambda device: "")
+    rows = list(gpu_steps.small_steps(TINY))
+    assert [row.case for row in rows if row.case.endswith("float8 products") and row.seconds] == [
+        f"step 32 px batch 1, {way}, rvq:bits=3 streaming, float8 products" for way in gpu_steps._WAYS
+    ]
+    (added,) = (row for row in rows if "added output error" in row.case)
+    assert (added.rate, added.unit) == (0.0, "of the squared answer")
 
 
 def test_float_weights_are_measured_in_both_orders_of_memory():

@@ -113,6 +113,22 @@ def test_codewords_are_summed_and_scaled(case, dtype):
 
 
 @compared
+@pytest.mark.parametrize("case", [(37, 5, 7, 4, 3, 0), (64, 8, 8, 8, 3, 0), (9, 16, 4, 1, 1, 0)], ids=str)
+def test_codewords_in_float8_are_rounded_as_torch_rounds(case):
+    packed, books, scale, _ = codebook_case(*case)
+    if unsupported("codebook", packed.device, torch.float8_e4m3fn, case[2], 64):
+        pytest.skip("no float8")
+    arrays = (packed, case[2], books, scale, 0, case[1])
+    found = codebook_rows(*arrays, torch.float8_e4m3fn).float()
+    wanted = codebook_rows(*arrays, torch.float32).to(torch.float8_e4m3fn).float()
+    if INTERPRETED:  # which loses the carry of what is rounded up to a power of two, and cuts subnormals off
+        right = (wanted.frexp().mantissa.abs() != 0.5) & (wanted.abs() >= 2**-6)
+        assert float(right.float().mean()) > 0.7
+        found, wanted = found[right], wanted[right]
+    assert torch.equal(found, wanted)
+
+
+@compared
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("rows", "runs", "size", "bits"),
@@ -399,6 +415,7 @@ def test_ways_are_timed_on_the_gpu_and_never_while_a_graph_is_captured(monkeypat
 def test_what_is_not_supported_is_said_in_words():
     cpu = torch.device("cpu")
     assert unsupported("codebook", cpu, torch.float64, 8, 64).startswith("torch.float64 is none of torch.float32")
+    assert unsupported("affine", cpu, torch.float8_e4m3fn, 4, 64).startswith("torch.float8_e4m3fn is none of")
     assert unsupported("affine", cpu, torch.float16, 9, 64) == "codes of 9 bits, where affine takes 1 to 8"
     assert unsupported("trellis", cpu, torch.float16, 5, 64) == "codes of 5 bits, where trellis takes 1 to 4"
     assert unsupported("linear", cpu, torch.float16, 8, 2**30).startswith("1073741824 weights, where")
@@ -449,6 +466,7 @@ POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
+    torch.float8_e4m3fn: "*fp8e4nv",
     torch.uint8: "*u8",
     torch.int64: "*i64",
 }
@@ -487,6 +505,17 @@ def test_kernels_compile_to_wide_stores_within_a_gpus_shared_memory(capability, 
     assert len(found) == 1, "one launch per layer"
     assert "st.global.v4.b32" in found[0].asm["ptx"], "16 bytes at once"
     assert found[0].metadata.shared <= 99 << 10, "what compute capabilities 8.6 and 8.9 have"
+
+
+@compiled
+@pytest.mark.parametrize("capability", [89, 90])
+def test_decoding_to_float8_compiles(capability, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found = []
+    monkeypatch.setattr(triton.runtime.JITFunction, "run", ahead_of_time(capability, found))
+    launch("codebook", 8, 8, 3, torch.float8_e4m3fn)
+    assert "e4m3x2.f32" in found[0].asm["ptx"], "the GPU's own rounding"
+    assert "st.global.v" in found[0].asm["ptx"]
 
 
 @compiled

@@ -69,7 +69,7 @@ def unusable(monkeypatch, fresh):
     if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("Triton works here")
     monkeypatch.setitem(ways.WAYS, "cpu", "triton")
-    monkeypatch.setattr(kernels, "_unsuitable", lambda device: None)
+    monkeypatch.setattr(kernels, "_unsuitable", lambda device, capability: None)
 
 
 @pytest.mark.parametrize("name", CALLS)
