@@ -136,7 +136,11 @@ class BaseInfo:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known of one compressed UNet: what `compress` and `inspect` return. curve: of its distillation."""
+    """All that is known of one compressed UNet: what `compress` and `inspect` return.
+
+    layers: the compressed ones. kept: names of the Linear and Conv2d layers that the recipe leaves in 16 bits; those
+    that it wanted compressed and could not are the ledger's fallbacks. curve: of its distillation.
+    """
 
     artifact: str
     base: BaseInfo
@@ -146,6 +150,7 @@ class Report:
     seconds: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     curve: Curve = ()
+    kept: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "ledger": self.ledger.to_json(), "layers": [layer.to_json() for layer in self.layers]}

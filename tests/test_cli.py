@@ -136,8 +136,10 @@ def test_estimate_of_sdxl_needs_nothing(answer):
 def test_compress_then_inspect(answer, run, model, tmp_path):
     out = tmp_path / "out"
     made = answer("compress", model, ARM, "--out", out)
-    wanted = {"artifact", "base", "recipe", "ledger", "layers", "seconds", "versions", "curve"}
+    wanted = {"artifact", "base", "recipe", "ledger", "layers", "seconds", "versions", "curve", "kept"}
     assert set(made) == wanted
+    assert {"conv_in", "conv_out", "time_embedding.linear_1"} <= set(made["kept"])
+    assert not {layer["name"] for layer in made["layers"]} & set(made["kept"])
     assert set(made["base"]) == {"id", "fingerprint"}
     assert made["artifact"] == str(out)
     assert made["ledger"] == answer("estimate", model, ARM)["ledger"]

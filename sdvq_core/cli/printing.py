@@ -72,7 +72,9 @@ def memory(footprint: Footprint) -> str:
 def table(report: Report) -> list[str]:
     rows = [f"{r.name:74} {r.bits_per_weight:7.3f} {r.nbytes:10,} {r.relative_mse:.3e}" for r in report.layers]
     kept = [f"{item.layer:74} kept in 16 bits: {item.reason}" for item in report.ledger.fallbacks]
-    return [f"{'layer':74} {'bits':>7} {'bytes':>10} relative error", *rows, *kept]
+    kept += [f"{name:74} kept in 16 bits by the recipe" for name in report.kept]
+    count = f"{len(report.layers)} layers compressed, {len(kept)} kept in 16 bits"
+    return [count, f"{'layer':74} {'bits':>7} {'bytes':>10} relative error", *rows, *kept]
 
 
 def method(info: Mapping[str, Any]) -> list[str]:

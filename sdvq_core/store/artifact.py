@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,14 @@ def read_report(folder: Path) -> Report:
     shapes = [entry.shape for entry in manifest.layers.values()]
     nbytes = (folder / WEIGHTS_NAME).stat().st_size
     ledger = build_ledger(shapes, {**kept, **specs}, nbytes, manifest.fallbacks)
-    return Report(str(folder), manifest.base, manifest.recipe, ledger, records, versions=versions, curve=curve)
+    left = _left_by_the_recipe(kept, {item.layer for item in manifest.fallbacks})
+    return Report(str(folder), manifest.base, manifest.recipe, ledger, records, None, versions, curve, left)
+
+
+def _left_by_the_recipe(kept: Mapping[str, TensorSpec], fallbacks: Container[str]) -> tuple[str, ...]:
+    """Names of the layers among what is kept: their weights are matrices or kernels, norms and biases are not."""
+    weights = [name.removesuffix(".weight") for name, spec in kept.items() if len(spec.shape) > 1]
+    return tuple(sorted(name for name in weights if name not in fallbacks))
 
 
 def _spec(layer: str, entry: LayerEntry) -> dict[str, TensorSpec]:
