@@ -19,7 +19,7 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 
-_AHEAD = 2  # finished results that may wait behind one large task
+_AHEAD = 12  # finished results that may wait behind one large task
 
 
 class Crew(Protocol):

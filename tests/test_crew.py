@@ -55,7 +55,7 @@ def test_tasks_are_drawn_when_their_turn_comes():
 
     run = Threads(2).run(lambda task: task, tasks())
     assert next(run) == 0
-    assert len(drawn) <= 5
+    assert len(drawn) < 20
     run.close()
 
 
@@ -72,7 +72,7 @@ def test_closed_it_starts_nothing_and_tells_of_nothing():
     run.close()
     first.set()
     list(Threads(2).run(lambda task: task, range(2)))  # waits for the threads
-    assert len(started) <= 5
+    assert len(started) < 20
     assert landed == [0]
 
 

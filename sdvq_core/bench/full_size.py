@@ -69,6 +69,27 @@ def random_codes(unet: nn.Module, quantizer: Quantizer, device: torch.device) ->
         yield item.name, QuantizedTensor(item.quantizer.format, item.shape, tensors, meta)
 
 
+def call_inputs(
+    config: Mapping[str, Any], cells: int, batch: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What a UNet of `config` is called with: `batch` latents of cells x cells, 77 tokens of text."""
+    generator = torch.Generator(device).manual_seed(0)
+    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    return {
+        "sample": normal(batch, 4, cells, cells),
+        "timestep": torch.tensor(500.0, device=device),
+        "encoder_hidden_states": normal(batch, 77, config["cross_attention_dim"]),
+        "added_cond_kwargs": {
+            "text_embeds": normal(batch, pooled),
+            "time_ids": torch.full((batch, 6), 8.0 * cells, device=device, dtype=dtype),
+        },
+    }
+
+
 def weight_of(unet: nn.Module, name: str) -> Tensor:
     weight = unet.get_submodule(name).weight
     assert isinstance(weight, Tensor)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from sdvq_core.bench.full_size import call_inputs
 from sdvq_core.bench.gpu_clock import Clock
 from sdvq_core.bench.timing import Row, rows
 
@@ -46,18 +46,4 @@ class Setting:
 
 def inputs(setting: Setting, cells: int, batch: int) -> dict[str, Any]:
     """What the UNet is called with: `batch` latents of cells x cells, 77 tokens of text."""
-    generator, config = torch.Generator(setting.device).manual_seed(0), setting.config
-    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=setting.device).to(setting.dtype)
-
-    return {
-        "sample": normal(batch, 4, cells, cells),
-        "timestep": torch.tensor(500.0, device=setting.device),
-        "encoder_hidden_states": normal(batch, 77, config["cross_attention_dim"]),
-        "added_cond_kwargs": {
-            "text_embeds": normal(batch, pooled),
-            "time_ids": torch.full((batch, 6), 8.0 * cells, device=setting.device, dtype=setting.dtype),
-        },
-    }
+    return call_inputs(setting.config, cells, batch, setting.device, setting.dtype)

@@ -19,7 +19,7 @@ from sdvq_core.bench.nano import call, nano_inputs, nano_models
 from sdvq_core.bench.timing import Row
 from sdvq_core.nn import footprint
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_PROC, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): the peak becomes what is resident now
 
 Models = Mapping[str, tuple[nn.Module, Callable[[], object]]]
@@ -67,9 +67,9 @@ def _rise(run: Callable[[], object], device: torch.device) -> int | None:
     try:
         _give_back_what_is_free()
         _CLEAR.write_text(_RESET_PEAK, "ascii")
-        before = _status("VmRSS")
+        before = status_nbytes("VmRSS")
         run()
-        return _status("VmHWM") - before
+        return status_nbytes("VmHWM") - before
     except (OSError, StopIteration, AttributeError):
         return None
 
@@ -79,7 +79,7 @@ def _give_back_what_is_free() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def _status(name: str) -> int:
+def status_nbytes(name: str) -> int:
     """A line of /proc/self/status, in bytes."""
-    lines = _STATUS.read_text("ascii").splitlines()
+    lines = _PROC.read_text("ascii").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))

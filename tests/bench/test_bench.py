@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sdvq_core.bench import SUITES, BenchResult, bench, markdown
 from sdvq_core.bench import decode as decode_room
 from sdvq_core.bench import encode as encode_room
-from sdvq_core.bench import full as full_room
 from sdvq_core.bench import machine as machine_room
-from sdvq_core.bench.full_size import plan_for, random_unet
+from sdvq_core.bench.checkpoints import RandomModel
+from sdvq_core.bench.full import full
+from sdvq_core.bench.full_size import skeleton
 from sdvq_core.bench.timing import Row, in_turns, rows
 from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import Progress
-from sdvq_core.quantizers import parse
+from sdvq_core.nn import kind_of
 
 
 @pytest.fixture
@@ -103,11 +103,15 @@ def test_an_unknown_suite_is_refused_with_those_there_are() -> None:
         list(bench("speed"))
 
 
-def test_a_full_size_unet_is_compressed_whole(monkeypatch: pytest.MonkeyPatch, tiny_base: Any) -> None:
-    config = dict(tiny_base.unet.config)
-    monkeypatch.setattr(full_room, "random_unet", lambda device: random_unet(device, config=config))
-    rtn, rvq = full_room.full()
-    layers = len(plan_for(tiny_base.unet, parse("rvq:bits=3")).assignments)
-    assert f"rtn:bits=4, data-free, all {layers} layers" in rtn.case
-    assert f"rvq:bits=3, data-free, all {layers} layers" in rvq.case
-    assert rvq.rate is not None
+def test_the_whole_path_at_full_size(tiny_pipeline_folder: Path) -> None:
+    """On a small model here; what the rows promise holds at every size."""
+    model = RandomModel(skeleton=tiny_pipeline_folder)
+    rows = {row.case: row for row in full(model)}
+    compressed = [row for case, row in rows.items() if case.startswith("compress ")]
+    layers = sum(kind_of(module) is not None for module in skeleton(model.config("unet")).modules())
+    assert [row.note.split(",")[0] for row in compressed] == [f"{layers} layers seen"] * 2
+    assert sum(case.startswith("peak memory of compress") for case in rows) == 2
+    assert sum(case.startswith("load ") for case in rows) == 3
+    assert sum(case.startswith("memory of rvq:bits=3, streaming") for case in rows) == 2
+    streaming = next(row for case, row in rows.items() if case.endswith("float32, streaming"))
+    assert float(streaming.note.split()[2]) < 1e-4
