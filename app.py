@@ -27,15 +27,28 @@ def parse_arguments() -> argparse.Namespace:
         choices=("auto", "resident", "streaming"),
         help="compressed weights in memory: decoded once, or in every step; auto: by free memory",
     )
+    parser.add_argument("--dtype", default="auto", choices=("auto", "fp16", "bf16", "fp32"), help="arithmetic")
+    parser.add_argument(
+        "--offload", action="store_true", help="text encoders, VAE and the original UNet leave the GPU while idle"
+    )
+    parser.add_argument(
+        "--text-encoders", default="16", metavar="WORD", help="16, as they are, or a quantizer, such as rtn:bits=8"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse_arguments()
+    from sdvq_core.errors import SdvqError
+    from sdvq_core.setup import Setup
     from sdvq_core.ui import build, launch_options
     from sdvq_core.workbench import Workbench
 
-    workbench = Workbench(arguments.data, arguments.device, mode=arguments.mode)
+    try:
+        setup = Setup(arguments.dtype, arguments.offload, arguments.text_encoders)
+    except SdvqError as error:
+        raise SystemExit(f"error: {error}") from None
+    workbench = Workbench(arguments.data, arguments.device, mode=arguments.mode, setup=setup)
     threading.Thread(target=workbench.warm_up, daemon=True).start()
     page = build(workbench)
     try:

@@ -19,7 +19,8 @@ from sdvq_core.nn import footprint, make_ready
 from sdvq_core.peers import Peer, make_peer, peer_ledger
 from sdvq_core.plan import CompressionPlan, Rule
 from sdvq_core.production import Order, produce, recipe_digest
-from sdvq_core.records import BaseInfo, Footprint, Ledger, Report
+from sdvq_core.records import BaseInfo, Footprint, Ledger, Report, TextReport
+from sdvq_core.setup import PLAIN, Setup
 from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import (
     Artifact,
@@ -30,6 +31,7 @@ from sdvq_core.store import (
     read_report,
 )
 from sdvq_core.targets import Target, guess, solution_key, solve
+from sdvq_core.text_encoders import equip
 from sdvq_core.tuning import known_damage, measure
 
 if TYPE_CHECKING:
@@ -44,15 +46,21 @@ class Engine:
     """Loads, compresses and keeps models. data: folder of caches; device: auto, cpu or cuda.
 
     calibration: what the user decides about it, for every arm. mode: how compressed weights are kept in memory, auto,
-    resident or streaming; on a CPU it changes no number.
+    resident or streaming; on a CPU it changes no number. setup: how the pipeline around the UNets is kept.
     """
 
     def __init__(
-        self, data: Path, device: str = "auto", calibration: Calibration = DEFAULT, mode: str = "auto"
+        self,
+        data: Path,
+        device: str = "auto",
+        calibration: Calibration = DEFAULT,
+        mode: str = "auto",
+        setup: Setup = PLAIN,
     ) -> None:
-        self.data, self.device, self.calibration, self.mode = data, device, calibration, mode
+        self.data, self.device, self.calibration, self.mode, self.setup = data, device, calibration, mode, setup
         self.store = ModelStore(data / "artifacts")
         self._base: BaseModel | None = None
+        self.text: TextReport | None = None  # of the base model's text encoders, where they are compressed
         self._unets: OrderedDict[str, nn.Module] = OrderedDict()
         self._short: dict[str, str] = {}  # why a UNet is not kept in memory as was asked, until it is told
         self._solved: dict[tuple[str, Target], tuple[Rule, ...]] = {}
@@ -60,15 +68,29 @@ class Engine:
 
     def base(self, model: str) -> BaseModel:
         """The pipeline of `model`; one is kept, loading another drops it and what was compressed from it."""
+        for _ in self.prepare(model):
+            pass
+        assert self._base is not None
+        return self._base
+
+    def prepare(self, model: str) -> Iterator[Progress]:
+        """Progress until `base` is in memory, its text encoders as the setup wants them; nothing if they are."""
         from sdvq_core.diffusion.base_model import load_base
 
         source = find_source(model)
-        if self._base is None or self._base.source != source:
-            self._base = None
-            self._unets.clear()
-            self._peers.clear()
-            self._base = load_base(source, self.device, self.data)
-        return self._base
+        if self._base is not None and self._base.source == source:
+            return
+        self._base = self.text = None
+        self._unets.clear()
+        self._peers.clear()
+        base = load_base(source, self.device, self.data, self.setup.dtype, self.setup.offload)
+        for event in equip(base, self.setup.text_encoders, self.data) if self.setup.compresses_text else ():
+            if isinstance(event, Progress):
+                yield event
+            else:
+                self.text = event
+                base.notices.append(event.sentence)
+        self._base = base
 
     def plan(self, model: str, arm: Arm) -> CompressionPlan:
         """What `arm` does to the UNet of `model`, from shapes alone; a guess where its bits are not allocated yet."""
@@ -152,6 +174,7 @@ class Engine:
         if arm.peer is not None:
             return self._kept(base, str(arm.peer), partial(self._make_peer, base, arm.peer))
         if folder is not None:
+            base.placement.rest("unet")
             return self._kept(base, str(folder.absolute()), partial(self._load, base, folder))
         original: nn.Module = base.unet
         return original

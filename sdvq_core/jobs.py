@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from sdvq_core.errors import ConfigError
-from sdvq_core.records import Footprint, Ledger, Report
+from sdvq_core.records import Footprint, Ledger, Report, TextReport
 
 MAX_STEPS, MAX_GUIDANCE, MAX_SEED, MAX_ARMS = 150, 30.0, 2**32 - 1, 8
 
@@ -209,11 +209,13 @@ class LayerDetail:
 
 @dataclass(frozen=True, eq=False)
 class CompareResult:
-    """The end of a comparison."""
+    """The end of a comparison. dtype: fp16, bf16 or fp32. text: what compressing the text encoders did, if they are."""
 
     job: CompareJob
     arms: tuple[ArmResult, ...]
     device: str
+    dtype: str = ""
+    text: TextReport | None = None
 
 
 CompareEvent = Progress | Preview | Notice | ArmResult | CompareResult

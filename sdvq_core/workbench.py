@@ -39,12 +39,14 @@ from sdvq_core.peers import catalogue as peer_catalogue
 from sdvq_core.production import versions
 from sdvq_core.quantizers import QuantizerInfo, catalogue, parse
 from sdvq_core.recipes import Recipe
-from sdvq_core.records import Report
+from sdvq_core.records import Report, TextReport
 from sdvq_core.results import Results, find_results, first_command, keep_results, same_command
+from sdvq_core.setup import PLAIN, Setup
 from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import read_artifact, read_report, write_artifact
 from sdvq_core.summaries import EvaluateJob, EvaluateResult
 from sdvq_core.targets import Target
+from sdvq_core.text_encoders import export
 from sdvq_core.tuning import tune
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class Workbench:
     """Models, quantizers, estimates, compression, comparison. data: folder of caches; device: auto, cpu or cuda.
 
     mode: how compressed weights are kept in memory: resident (decoded once), streaming (decoded in every step) or auto.
+    setup: precision, offloading and text encoders.
     """
 
     def __init__(
@@ -68,11 +71,12 @@ class Workbench:
         device: str = "auto",
         calibration: Calibration = DEFAULT,
         mode: str = "auto",
+        setup: Setup = PLAIN,
     ) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}")
         self.data = data or data_folder()
-        self.engine = Engine(self.data, device, calibration, check_mode(mode))
+        self.engine = Engine(self.data, device, calibration, check_mode(mode), setup)
         self._comparer = Comparer(self.engine)
 
     def warm_up(self) -> None:
@@ -128,6 +132,8 @@ class Workbench:
                 f"{arm} is nothing to compress; name a quantizer such as rvq:bits=3, or a recipe such as @preview"
             )
         start = time.monotonic()
+        if self.engine.setup.compresses_text:
+            yield from self.engine.prepare(model)
         for event in self.engine.compress(model, parsed):
             if not isinstance(event, Path):
                 yield event
@@ -137,6 +143,17 @@ class Workbench:
                 write_artifact(out, read_artifact(event))
                 report = replace(report, artifact=str(out))
             yield report
+
+    def export_text_encoders(self, model: str, artifact: str | None = None) -> TextReport | None:
+        """What compressing the text encoders of `model` did, if the setup asks for it; they are written into the
+        folder `artifact`, where given, as `text_encoder` and `text_encoder_2`.
+        """
+        if not self.engine.setup.compresses_text:
+            return None
+        base = self.engine.base(model)
+        if artifact is not None:
+            export(base, self.engine.setup.text_encoders, self.data, Path(artifact))
+        return self.engine.text
 
     def tune(
         self, model: str, words: Sequence[str], bits: float, distil: DistillationSettings | None = None

@@ -26,8 +26,8 @@ TABLE = (
     ("tuning",),
     ("production",),
     ("teaching",),
-    ("sequential",),
-    ("arms", "judges", "statistics"),
+    ("sequential", "setup"),
+    ("arms", "judges", "statistics", "text_encoders"),
     ("peers",),
     ("compress", "diffusion", "recipes"),
     ("targets",),
@@ -131,7 +131,7 @@ def test_heavy_libraries_stay_in_their_rooms(path):
 
 def test_the_app_is_an_entry_point_only():
     rooms = {target_room(module) for module, _ in imports(ROOT / "app.py")} - {None}
-    assert rooms <= {"ui", "workbench", "errors", "version"}
+    assert rooms <= {"ui", "workbench", "errors", "setup", "version"}
 
 
 PACKAGES = sorted({path.parent for path in FILES if path.name == "__init__.py"})

@@ -1,6 +1,6 @@
 """A loaded base model: diffusers' own SDXL pipeline, its device and dtype, and the fingerprint of its UNet.
 
-float32 on CPU, float16 on CUDA, unless asked otherwise; see `precision`. Which parts are on the device: see `placement`.
+float32 on CPU, float16 on CUDA, unless asked otherwise (`precision`). Which parts are on the device: see `placement`.
 """
 
 from __future__ import annotations

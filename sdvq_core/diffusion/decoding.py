@@ -51,8 +51,8 @@ def _pixels(base: BaseModel, latent: Tensor) -> Tensor:
         pixels = vae.decode(_denormalise(base, latent), return_dict=False)[0]
     if not torch.isfinite(pixels).all():
         raise SdvqError(
-            f"the VAE of {base.source.name} gave NaN or infinity in {dtype_name(pixels.dtype)}; its weights are damaged, "
-            "or these latents are far from any image: fetch the model again, or try more bits"
+            f"the VAE of {base.source.name} gave NaN or infinity in {dtype_name(pixels.dtype)}; its weights are "
+            "damaged, or these latents are far from any image: fetch the model again, or try more bits"
         )
     return pixels
 

@@ -1,6 +1,6 @@
 """In which arithmetic a pipeline computes: float16 on a GPU, float32 where there is none, or what the user asks for.
 
-SDXL's VAE overflows in float16 (`force_upcast` in its config): wherever the pipeline is in half precision, it is float32.
+SDXL's VAE overflows in float16 (`force_upcast` in its config): where a pipeline is in half precision, it is not.
 """
 
 from __future__ import annotations
