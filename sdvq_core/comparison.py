@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.diffusion.sources import find_source
 from sdvq_core.engine import Engine
+from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import (
     ArmResult,
     CompareEvent,
@@ -23,6 +24,7 @@ from sdvq_core.jobs import (
 )
 from sdvq_core.judges import find_judge
 from sdvq_core.production import versions
+from sdvq_core.rates import drawing
 from sdvq_core.records import Footprint
 from sdvq_core.store.images import write_png
 
@@ -57,6 +59,7 @@ class Comparer:
         arms = [parse_arm(word) for word in job.arms]
         for arm in arms:
             self.engine.check(job.model, arm)
+            self._check_made(job, arm)
         yield Progress("load", "", 0, 1, f"loading {job.model}")
         yield from self.engine.prepare(job.model)
         base = self.engine.base(job.model)
@@ -71,6 +74,14 @@ class Comparer:
                     results.append(event)
             reference = reference or self._remembered(job, arms[0])
         yield CompareResult(job, tuple(results), self.engine.device_name, dtype_name(base.dtype), self.engine.text)
+
+    def _check_made(self, job: CompareJob, arm: Arm) -> None:
+        """ConfigError for work that the job does not ask for."""
+        if job.live or find_source(job.model).tier == "nano" or self.engine.made(job.model, arm):
+            return
+        raise ConfigError(
+            f"{arm.word} is not made for {job.model} yet; ask for it to be compressed now, or choose one that is ready"
+        )
 
     def _arm(self, job: CompareJob, arm: Arm, reference: _Sample | None) -> Iterator[CompareEvent]:
         start = time.monotonic()
@@ -115,6 +126,8 @@ class Comparer:
         image = decode(base, step.latents)[0]
         seconds += time.monotonic() - clock
         yield from map(Notice, base.told())
+        what = drawing(base.source, job.sampling.guidance)
+        self.engine.rates.note("sample", what, steps, seconds)
         self._samples[self._key(job, arm)] = _Sample(
             step.latents, image, seconds, self.engine.footprint(job.model, arm)
         )

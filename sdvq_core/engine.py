@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,13 @@ from sdvq_core import presets
 from sdvq_core.arms import REFERENCE, Arm
 from sdvq_core.diffusion.sources import Source, at_hand, find_source
 from sdvq_core.errors import StoreError
+from sdvq_core.hub_artifacts import HubArtifacts
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.nn import footprint, make_ready
 from sdvq_core.peers import Peer, make_peer, peer_ledger
 from sdvq_core.plan import CompressionPlan, Rule
 from sdvq_core.production import Order, produce, recipe_digest
+from sdvq_core.rates import Rates, Stopwatch
 from sdvq_core.records import BaseInfo, Footprint, Ledger, Report, TextReport
 from sdvq_core.setup import PLAIN, Setup
 from sdvq_core.statistics import DEFAULT, Calibration
@@ -62,6 +65,7 @@ class Engine:
         self._base: BaseModel | None = None
         self.text: TextReport | None = None  # of the base model's text encoders, where they are compressed
         self._unets: OrderedDict[str, nn.Module] = OrderedDict()
+        self.hub = HubArtifacts.from_environment(self.store)
         self._short: dict[str, str] = {}  # why a UNet is not kept in memory as was asked, until it is told
         self._solved: dict[tuple[str, Target], tuple[Rule, ...]] = {}
         self._peers: dict[str, Report] = {}  # of what other libraries made of the base model, by arm
@@ -139,6 +143,28 @@ class Engine:
             return arm.artifact
         return self.store.get(self._key(model, arm, self.plan(model, arm)))
 
+    def offered(self, model: str, arm: Arm) -> bool:
+        """Whether the Hub repository of finished artifacts, where one is configured, has that of `arm`."""
+        if self.hub is None or not arm.compresses or not at_hand(find_source(model)) or not self.rules(model, arm):
+            return False
+        return self.hub.has(self._key(model, arm, self.plan(model, arm)))
+
+    def made(self, model: str, arm: Arm) -> bool:
+        """Whether nothing is left to be computed for `arm`: it is here, or can be fetched."""
+        return not arm.compresses or self.cached(model, arm) is not None or self.offered(model, arm)
+
+    def _pulled(self, model: str, arm: Arm) -> Generator[Progress | Notice, None, Path | None]:
+        """Progress; returns the folder of the artifact from the Hub, if it is sound."""
+        assert self.hub is not None
+        plan = self.plan(model, arm)
+        found: Path | None = None
+        for event in self.hub.pull(self._key(model, arm, plan), plan, self.fingerprint(model)):
+            if isinstance(event, Path):
+                found = event
+            else:
+                yield replace(event, arm=arm.word) if isinstance(event, Progress) else event
+        return found
+
     def report(self, model: str, arm: Arm) -> Report | None:
         """The report card of an arm that is made already; of a peer, while its model is the one in memory."""
         if arm.peer is not None:
@@ -150,21 +176,25 @@ class Engine:
     def compress(self, model: str, arm: Arm) -> Iterator[Progress | Notice | Path]:
         """Progress per layer, then the folder of the artifact; nothing but its folder when it is in the cache."""
         found = self.cached(model, arm)
+        if found is None and self.offered(model, arm):
+            found = yield from self._pulled(model, arm)
         if found is None:
+            watch = Stopwatch()
             yield Progress("load", arm.word, 0, 1, "loading the base model")
             if arm.target is not None and self.rules(model, arm) is None:
-                yield from measure(self.base(model), arm.target, self.data, self.calibration)
+                yield from watch.watch(measure(self.base(model), arm.target, self.data, self.calibration))
             plan = self.plan(model, arm)
             key = self._key(model, arm, plan)
             unfinished = Unfinished(self.data / "unfinished" / key)
             order = Order(self.base(model), plan, arm, self.data, unfinished, self.calibration)
-            for event in produce(order):
+            for event in watch.watch(produce(order)):
                 if isinstance(event, Artifact):
                     found = self.store.put(key, event)
                 else:
                     yield event
             assert found is not None
             unfinished.remove()
+            self.rates.note_run(watch, find_source(model), plan, arm.distil.updates if arm.distil else 0)
         yield found
 
     def unet(self, model: str, arm: Arm) -> nn.Module:
@@ -221,6 +251,16 @@ class Engine:
         if self._base is not None and self._base.source == find_source(model):
             return self._base.fingerprint
         return fingerprint(find_source(model), self.data)
+
+    @property
+    def rates(self) -> Rates:
+        """How fast this device was so far."""
+        return Rates(self.data, self.device_name)
+
+    @property
+    def device_kind(self) -> str:
+        """GPU or CPU: what computes, in one word."""
+        return "CPU" if self.device_name.partition(",")[0].endswith(" CPU") else "GPU"
 
     @property
     def device_name(self) -> str:

@@ -1,12 +1,20 @@
-"""What must still be done before an arm can draw: said before the click, from what is kept on the disk."""
+"""What must still be done before an arm can draw, and for how long: said before the click, from what is on the disk."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from sdvq_core import statistics, tuning
-from sdvq_core.arms import Arm
+from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.diffusion.sources import at_hand, find_source
 from sdvq_core.engine import Engine
-from sdvq_core.jobs import Work
+from sdvq_core.jobs import CompareJob, Work
+from sdvq_core.plan import CompressionPlan
+from sdvq_core.rates import drawing, habits
+
+_STAGE_SECONDS, _STEP_SECONDS, _LOAD_SECONDS = 60.0, 1.0, 20.0  # assumed where nothing was measured
+_MARGIN = 1.3
 
 
 def needs(engine: Engine, model: str, arm: Arm) -> tuple[Work, ...]:
@@ -17,6 +25,8 @@ def needs(engine: Engine, model: str, arm: Arm) -> tuple[Work, ...]:
     here = at_hand(source)
     if not arm.compresses or (here and engine.cached(model, arm) is not None):
         return ()
+    if engine.hub is not None and engine.offered(model, arm):
+        return (Work("download", 1, engine.hub.repo),)
     plan = engine.plan(model, arm)
     base = engine.fingerprint(model) if here else ""
     missing, untried = statistics.missing_layers(source, base, plan, engine.data, engine.calibration), 0
@@ -28,4 +38,21 @@ def needs(engine: Engine, model: str, arm: Arm) -> tuple[Work, ...]:
         Work("compress", len(plan.assignments)),
         Work("distil", arm.distil.updates if arm.distil else 0),
     )
-    return tuple(stage for stage in stages if stage.count)
+    return tuple(_timed(engine, model, plan, stage) for stage in stages if stage.count)
+
+
+def job_seconds(engine: Engine, job: CompareJob) -> float:
+    """What a comparison will take, with a margin; what was never measured is assumed."""
+    source = find_source(job.model)
+    work = [stage for word in job.arms for stage in needs(engine, job.model, parse_arm(word))]
+    stages = math.fsum(_STAGE_SECONDS if stage.seconds is None else stage.seconds for stage in work)
+    steps = job.sampling.steps * len(job.arms)
+    drawn = engine.rates.seconds("sample", drawing(source, job.sampling.guidance), steps)
+    return _LOAD_SECONDS + _MARGIN * (stages + (steps * _STEP_SECONDS if drawn is None else drawn))
+
+
+def _timed(engine: Engine, model: str, plan: CompressionPlan, stage: Work) -> Work:
+    if stage.stage == "compress":
+        return replace(stage, seconds=engine.rates.compression(plan))
+    units = stage.count if stage.stage == "distil" else 1
+    return replace(stage, seconds=engine.rates.seconds(stage.stage, habits(find_source(model)), units))

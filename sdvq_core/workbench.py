@@ -32,7 +32,7 @@ from sdvq_core.jobs import (
     Progress,
     Sampling,
 )
-from sdvq_core.needs import needs
+from sdvq_core.needs import job_seconds, needs
 from sdvq_core.nn import check_mode
 from sdvq_core.peers import PeerInfo
 from sdvq_core.peers import catalogue as peer_catalogue
@@ -112,7 +112,17 @@ class Workbench:
         """Size of an arm before it is made, and the work ahead; quick, and exact once its bits are allocated."""
         parsed = parse_arm(arm)
         exact = self.engine.rules(model, parsed) is not None
-        return Estimate(arm, parsed.label, self.engine.ledger(model, parsed), exact, needs(self.engine, model, parsed))
+        work = needs(self.engine, model, parsed)
+        return Estimate(arm, parsed.label, self.engine.ledger(model, parsed), exact, work, self.engine.device_kind)
+
+    def job_seconds(self, job: CompareJob) -> float:
+        """What a comparison will take on this machine, with a margin."""
+        return job_seconds(self.engine, job)
+
+    @property
+    def asks_first(self) -> bool:
+        """Whether large models are compressed only when asked: where finished artifacts come from the Hub."""
+        return self.engine.hub is not None
 
     def inspect(self, artifact: str | Path) -> Report:
         """The report card of an artifact folder."""
