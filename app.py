@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+if os.environ.get("SPACES_ZERO_GPU"):
+    import spaces  # noqa: F401 - before torch, which it changes: on a ZeroGPU Space there is no GPU between jobs
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin make a busy machine crawl
 
 
@@ -49,6 +51,8 @@ def main() -> None:
     except SdvqError as error:
         raise SystemExit(f"error: {error}") from None
     workbench = Workbench(arguments.data, arguments.device, mode=arguments.mode, setup=setup)
+    if os.environ.get("SDVQ_PRELOAD"):
+        workbench.preload(os.environ["SDVQ_PRELOAD"])
     threading.Thread(target=workbench.warm_up, daemon=True).start()
     page = build(workbench)
     try:

@@ -83,6 +83,10 @@ class Workbench:
         """Import what the first estimate needs, seconds of it, while a page is still being built."""
         self.estimate(self.models()[0].name, "fp16")
 
+    def preload(self, model: str) -> None:
+        """Load `model` before there are visitors; on a ZeroGPU Space from the main thread, before the page starts."""
+        self.engine.base(model)
+
     def models(self) -> list[ModelInfo]:
         """What can be named, and whether it is at hand."""
         return known_models()

@@ -66,6 +66,7 @@ HEAVY = {  # library -> rooms that may import it
     "optimum": {"peers"},
     "sdnq": {"peers"},
     "faiss": {"bench"},
+    "spaces": {"app"},  # and ui/zero_gpu.py by name, where it is there
 }
 
 

@@ -38,6 +38,7 @@ def build(workbench: Any) -> Any:
         quantizer = compare.form.widgets["quantizer"]
         restored.then(compare.describe, quantizer, quantizer, **QUIET)
         priced.then(compare.at_hand, compare.form.inputs, compare.parts["last"], **QUIET)
+        priced.then(compare.label_recipes, *[compare.form.widgets[name] for name in ("model", "recipe")], **QUIET)
         draw_api(workbench)
     return page.queue(max_size=24)
 
