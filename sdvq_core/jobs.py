@@ -16,6 +16,7 @@ from PIL import Image
 from sdvq_core.errors import ConfigError
 from sdvq_core.records import Footprint, Ledger, Report, TextReport
 
+FETCHED = ("fetch", "download")  # work that waits for the network and computes nothing
 MAX_STEPS, MAX_GUIDANCE, MAX_SEED, MAX_ARMS = 150, 30.0, 2**32 - 1, 8
 
 
@@ -147,9 +148,10 @@ class ArmResult:
 class Work:
     """One stage that an arm must go through before it can draw.
 
-    stage: "download", "calibrate", "allocate", "compress", "distil" or "quantize". count: of its layers, widths to try,
-    layers or most updates; 0 where nobody knows. by: the library that does it, if it is not ours, or the repository
-    that has it. seconds: what it will take on this machine, None where nothing of the kind was measured.
+    stage: "fetch" (the model), "download" (the artifact), "calibrate", "allocate", "compress", "distil" or "quantize".
+    count: of its layers, widths to try, layers or most updates; 0 where nobody knows. by: the library that does it, if
+    it is not ours, or the repository that has it. seconds: what it will take on this machine, None where nothing of the
+    kind was measured.
     """
 
     stage: str
@@ -174,8 +176,8 @@ class Estimate:
 
     @property
     def seconds(self) -> float | None:
-        """What all of the work will take; None where that of a part is not known."""
-        parts = [stage.seconds for stage in self.work]
+        """What all computing will take; None where that of a part is not known. Networks are not foretold."""
+        parts = [stage.seconds for stage in self.work if stage.stage not in FETCHED]
         return None if None in parts else math.fsum(part for part in parts if part is not None)
 
 

@@ -9,7 +9,7 @@ from sdvq_core import statistics, tuning
 from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.diffusion.sources import at_hand, find_source
 from sdvq_core.engine import Engine
-from sdvq_core.jobs import CompareJob, Work
+from sdvq_core.jobs import FETCHED, CompareJob, Work
 from sdvq_core.plan import CompressionPlan
 from sdvq_core.rates import drawing, habits
 
@@ -19,6 +19,12 @@ _MARGIN = 1.3
 
 def needs(engine: Engine, model: str, arm: Arm) -> tuple[Work, ...]:
     """The stages in their order; none for what is at hand. A model that needs a download is taken as new."""
+    source = find_source(model)
+    fetch = () if at_hand(source) else (Work("fetch", 1, source.location),)
+    return (*fetch, *_made(engine, model, arm))
+
+
+def _made(engine: Engine, model: str, arm: Arm) -> tuple[Work, ...]:
     if arm.peer is not None:
         return () if engine.report(model, arm) else (Work("quantize", 0, arm.peer.package),)
     source = find_source(model)
@@ -45,6 +51,7 @@ def job_seconds(engine: Engine, job: CompareJob) -> float:
     """What a comparison will take, with a margin; what was never measured is assumed."""
     source = find_source(job.model)
     work = [stage for word in job.arms for stage in needs(engine, job.model, parse_arm(word))]
+    work = [stage for stage in work if stage.stage not in FETCHED]
     stages = math.fsum(_STAGE_SECONDS if stage.seconds is None else stage.seconds for stage in work)
     steps = job.sampling.steps * len(job.arms)
     drawn = engine.rates.seconds("sample", drawing(source, job.sampling.guidance), steps)

@@ -127,7 +127,9 @@ def draw_arms(
     with gr.Accordion("Quantizer settings", open=False, elem_id="knobs"):
         knobs, groups = _draw_knobs(catalogue, arm.quantizer)
     with gr.Accordion("More arms", open=False, elem_id="more-arms"):
-        found["recipe"] = gr.Dropdown(recipe_choices(recipes), value=start.recipe, label="Recipe", interactive=True)
+        found["recipe"] = gr.Dropdown(
+            recipe_choices(recipes), value=start.recipe, label="Recipe", interactive=True, elem_id="recipe"
+        )
         found["more"] = gr.Textbox(
             label="Arms, one per line", lines=2, placeholder="kmeans:bits=2\nnf4:block_size=32", interactive=True,
             info="Words of the command line, or an artifact's folder.",

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from html import escape
 
 from sdvq_core.errors import SdvqError
-from sdvq_core.jobs import Estimate
+from sdvq_core.jobs import FETCHED, Estimate
 from sdvq_core.ui import wording
 
 LIVE = "Compress what is not ready"
 _STAGES = {
+    "fetch": "fetches the model from {by}, about 7 GB",
     "download": "is fetched from {by}",
     "calibrate": "gathers statistics of {count} layers, once for all calibrated arms",
     "allocate": "measures what {count} widths do to the model's output",
@@ -39,7 +40,7 @@ def cost_html(estimates: Sequence[Estimate | SdvqError], live: bool = True) -> s
 
 def ready(item: Estimate) -> bool:
     """Whether nothing is left to be computed: it is here, or only to be fetched."""
-    return all(stage.stage == "download" for stage in item.work)
+    return all(stage.stage in FETCHED for stage in item.work)
 
 
 def state(item: Estimate) -> str:
@@ -56,7 +57,7 @@ def _sentence(item: Estimate) -> str:
 
 def _time(item: Estimate) -> str:
     """How long the computing takes, where there is any of ours."""
-    if all(stage.stage in ("download", "quantize") for stage in item.work):
+    if all(stage.stage in (*FETCHED, "quantize") for stage in item.work):
         return ""
     if item.seconds is None:
         return f" (not timed on this {item.device} yet)"

@@ -106,6 +106,7 @@ def progress(event: Progress) -> tuple[str, str]:
     """A headline and a detail for the status line."""
     head = {
         "load": "Loading the model",
+        "download": f"Fetching {event.arm}",
         "distil": f"Distilling {event.arm}",
         "calibrate": f"Gathering statistics for {event.arm}",
         "compress": f"Compressing {event.arm}",

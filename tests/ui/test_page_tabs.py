@@ -123,6 +123,10 @@ def test_what_is_ready_and_what_takes_how_long_is_told() -> None:
     assert "compresses 60 layers (not timed on this GPU yet)" in cost_html([made, item])
     fetched = replace(item, work=(Work("download", 1, "some/where"),))
     assert "is fetched from some/where</li>" in cost_html([made, fetched])
+    absent = replace(timed, work=(Work("fetch", 1, "some/model"), *timed.work))
+    text = "fetches the model from some/model, about 7 GB, then gathers statistics of 5 layers"
+    assert text in cost_html([made, absent])
+    assert "(about 3 minutes on this GPU)" in cost_html([made, absent])
     assert [state(each) for each in (made, timed, item, fetched)] == ["ready", "about 3 minutes", "not ready", "ready"]
 
 
@@ -148,7 +152,7 @@ def test_the_menu_of_recipes_says_which_are_ready(compare: Any, bench: Any) -> N
     bench.made.clear()
 
 
-@pytest.mark.parametrize("stage", ["download", "calibrate", "allocate", "compress", "distil", "quantize"])
+@pytest.mark.parametrize("stage", ["fetch", "download", "calibrate", "allocate", "compress", "distil", "quantize"])
 def test_every_stage_has_its_sentence(stage: str) -> None:
     exact = FakeWorkbench().estimate("nano", "rtn:bits=4")
     shown = cost_html([replace(exact, work=(Work(stage, 42, "a<b"),))])
