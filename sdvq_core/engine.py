@@ -70,6 +70,10 @@ class Engine:
         self._solved: dict[tuple[str, Target], tuple[Rule, ...]] = {}
         self._peers: dict[str, Report] = {}  # of what other libraries made of the base model, by arm
 
+    def is_loaded(self, model: str) -> bool:
+        """Whether `base` is in memory."""
+        return self._base is not None and self._base.source == find_source(model)
+
     def base(self, model: str) -> BaseModel:
         """The pipeline of `model`; one is kept, loading another drops it and what was compressed from it."""
         for _ in self.prepare(model):
@@ -81,9 +85,9 @@ class Engine:
         """Progress until `base` is in memory, its text encoders as the setup wants them; nothing if they are."""
         from sdvq_core.diffusion.base_model import load_base
 
-        source = find_source(model)
-        if self._base is not None and self._base.source == source:
+        if self.is_loaded(model):
             return
+        source = find_source(model)
         self._base = self.text = None
         self._unets.clear()
         self._peers.clear()

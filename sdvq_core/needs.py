@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sdvq_core import statistics, tuning
@@ -13,7 +14,7 @@ from sdvq_core.jobs import FETCHED, CompareJob, Work
 from sdvq_core.plan import CompressionPlan
 from sdvq_core.rates import drawing, habits
 
-_STAGE_SECONDS, _STEP_SECONDS, _LOAD_SECONDS = 60.0, 1.0, 20.0  # assumed where nothing was measured
+_STAGE_SECONDS, _LOAD_SECONDS, _STEP_SECONDS = 60.0, 20.0, {"nano": 0.1}  # assumed where nothing was measured
 _MARGIN = 1.3
 
 
@@ -47,15 +48,18 @@ def _made(engine: Engine, model: str, arm: Arm) -> tuple[Work, ...]:
     return tuple(_timed(engine, model, plan, stage) for stage in stages if stage.count)
 
 
-def job_seconds(engine: Engine, job: CompareJob) -> float:
-    """What a comparison will take, with a margin; what was never measured is assumed."""
-    source = find_source(job.model)
-    work = [stage for word in job.arms for stage in needs(engine, job.model, parse_arm(word))]
-    work = [stage for stage in work if stage.stage not in FETCHED]
-    stages = math.fsum(_STAGE_SECONDS if stage.seconds is None else stage.seconds for stage in work)
-    steps = job.sampling.steps * len(job.arms)
-    drawn = engine.rates.seconds("sample", drawing(source, job.sampling.guidance), steps)
-    return _LOAD_SECONDS + _MARGIN * (stages + (steps * _STEP_SECONDS if drawn is None else drawn))
+def job_seconds(engine: Engine, jobs: Sequence[CompareJob]) -> float:
+    """What comparisons of the same arms with one model will take, with a margin; what was never measured is assumed."""
+    source, arms = find_source(jobs[0].model), jobs[0].arms
+    work = [stage for word in arms for stage in needs(engine, source.name, parse_arm(word))]
+    stages = [stage.seconds for stage in work if stage.stage not in FETCHED]
+    seconds = 0.0 if engine.is_loaded(source.name) else _LOAD_SECONDS
+    seconds += math.fsum(_STAGE_SECONDS if stage is None else stage for stage in stages)
+    for job in jobs:
+        steps = job.sampling.steps * len(arms)
+        drawn = engine.rates.seconds("sample", drawing(source, job.sampling.guidance), steps)
+        seconds += steps * _STEP_SECONDS.get(source.tier, 1.0) if drawn is None else drawn
+    return _MARGIN * seconds
 
 
 def _timed(engine: Engine, model: str, plan: CompressionPlan, stage: Work) -> Work:

@@ -119,9 +119,9 @@ class Workbench:
         work = needs(self.engine, model, parsed)
         return Estimate(arm, parsed.label, self.engine.ledger(model, parsed), exact, work, self.engine.device_kind)
 
-    def job_seconds(self, job: CompareJob) -> float:
-        """What a comparison will take on this machine, with a margin."""
-        return job_seconds(self.engine, job)
+    def job_seconds(self, *jobs: CompareJob) -> float:
+        """What comparisons of the same arms will take on this machine, with a margin."""
+        return job_seconds(self.engine, jobs)
 
     @property
     def asks_first(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -80,7 +79,7 @@ class CompareTab:
     def seconds(self, locked: bool, *values: Any) -> float:
         """How long `generate` will take; a form that it will refuse takes none."""
         try:
-            return math.fsum(self.workbench.job_seconds(job) for job in self.form.read(values).jobs)
+            return float(self.workbench.job_seconds(*self.form.read(values).jobs))
         except SdvqError:
             return 0.0
 

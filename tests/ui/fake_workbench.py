@@ -93,8 +93,8 @@ class FakeWorkbench:
 
     asks_first = False
 
-    def job_seconds(self, job: CompareJob) -> float:
-        return 10.0 * len(job.arms)
+    def job_seconds(self, *jobs: CompareJob) -> float:
+        return 10.0 * sum(len(job.arms) for job in jobs)
 
     def compare(self, job: CompareJob) -> Iterator[CompareEvent]:
         try:
