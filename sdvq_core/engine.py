@@ -182,6 +182,9 @@ class Engine:
         found = self.cached(model, arm)
         if found is None and self.offered(model, arm):
             found = yield from self._pulled(model, arm)
+        if found is None and (maker := self._maker()) is not self:
+            yield from maker.compress(model, arm)
+            return
         if found is None:
             watch = Stopwatch()
             yield Progress("load", arm.word, 0, 1, "loading the base model")
@@ -200,6 +203,16 @@ class Engine:
             unfinished.remove()
             self.rates.note_run(watch, find_source(model), plan, arm.distil.updates if arm.distil else 0)
         yield found
+
+    def _maker(self) -> Engine:
+        """What makes artifacts: itself, or where the setup changes numbers, one without; they never depend on it."""
+        from sdvq_core.diffusion.base_model import pick_device
+
+        if not self.setup.changes(pick_device(self.device)):
+            return self
+        self._base = self.text = None  # there may be no room for two
+        self._unets.clear()
+        return Engine(self.data, self.device, self.calibration)
 
     def unet(self, model: str, arm: Arm) -> nn.Module:
         """The UNet of `arm` on the device: the base's own for `fp16`, a peer's made at once, else from the artifact."""

@@ -1,6 +1,6 @@
 """How the pipeline around the UNets is set up: what the user decides for all arms alike.
 
-None of it is part of an artifact's key; what changes an image is part of a sample's (`Setup.changes`).
+Artifacts never depend on it: they are made without. What changes an image is in the keys of samples (`Setup.changes`).
 """
 
 from __future__ import annotations

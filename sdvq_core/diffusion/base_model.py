@@ -16,7 +16,7 @@ from sdvq_core.diffusion.fingerprint import fingerprint, unet_files
 from sdvq_core.diffusion.folders import WEIGHTED, check_unet_config, read_header, read_json, weight_files
 from sdvq_core.diffusion.hub import hub_folder, reachable
 from sdvq_core.diffusion.placement import PARTS, UNET, Placement
-from sdvq_core.diffusion.precision import HALVES, dtype_name, guard_vae, pick_dtype
+from sdvq_core.diffusion.precision import guard_vae, pick_dtype
 from sdvq_core.diffusion.quiet import quiet
 from sdvq_core.diffusion.sdxl_config import sdxl_unet_config
 from sdvq_core.diffusion.sources import PRESETS, SDXL, Source
@@ -175,6 +175,6 @@ def _remarks(device: torch.device, dtype: torch.dtype, offload: bool) -> list[st
     """What the user may not expect of a choice on this machine."""
     if device.type == "cuda":
         return []
-    slow = [f"a CPU computes in {dtype_name(dtype)} far more slowly than in fp32"] if dtype in HALVES else []
+    slow = ["a CPU computes in fp16 more slowly than in fp32 or bf16"] if dtype == torch.float16 else []
     idle = ["offloading changes nothing on a CPU: every part is in its memory anyway"] if offload else []
     return slow + idle
