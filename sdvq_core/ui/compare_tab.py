@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,6 +75,20 @@ class CompareTab:
             found = self._estimate(model, recipe.arm)
             states[recipe.arm] = state(found) if isinstance(found, Estimate) else "not for this model"
         return gr.update(choices=recipe_choices(recipes, states))
+
+    def settled(self, *values: Any) -> list[Any]:
+        """[last, recipes] once the form is restored: what can be looked at, and what is ready."""
+        return [self.at_hand(*values), self._recipes(values)]
+
+    def worked(self, *values: Any) -> list[Any]:
+        """[sizes, recipes] after work was done."""
+        return [self.reprice(*values), self._recipes(values)]
+
+    def _recipes(self, values: Sequence[Any]) -> Any:
+        try:
+            return self.label_recipes(self.form.read(values).model)
+        except SdvqError:
+            return gr.skip()
 
     def seconds(self, locked: bool, *values: Any) -> float:
         """How long `generate` will take; a form that it will refuse takes none."""
@@ -196,11 +210,12 @@ def _connect(tab: CompareTab) -> None:
         [parts["go"].click, widgets["prompt"].submit], generate, [widgets["locked"], *form.inputs], outputs,
         show_progress_on=[parts["status"]], trigger_mode="once", **QUIET, **GPU,
     )  # fmt: skip
-    job.then(tab.reprice, form.inputs, parts["sizes"], **QUIET)
+    after = [parts["sizes"], widgets["recipe"]]
+    job.then(tab.worked, form.inputs, after, **QUIET)
     parts["go"].click(None, None, None, js=_TO_PICTURES, **QUIET)
     cancelled = parts["stop"].click(None, cancels=[job], queue=False, **QUIET)
     cancelled.then(tab.stop, None, [parts["status"], parts["stop"]], queue=False, **QUIET).then(
-        tab.reprice, form.inputs, parts["sizes"], **QUIET
+        tab.worked, form.inputs, after, **QUIET
     )  # the job's word is not last
     groups = list(form.groups.values())
     widgets["quantizer"].input(
@@ -210,8 +225,7 @@ def _connect(tab: CompareTab) -> None:
     widgets["model"].input(
         friendly(tab.choose_model), widgets["model"], [widgets["steps"], widgets["guidance"]], **QUIET
     )
-    for finished in (widgets["model"].change, job.then):
-        finished(tab.label_recipes, widgets["model"], widgets["recipe"], **QUIET)
+    widgets["model"].input(tab.label_recipes, widgets["model"], widgets["recipe"], **QUIET)
     widgets["dice"].click(lambda: secrets.randbelow(DICE_SIDES), None, widgets["seed"], **QUIET)
     for button in parts["examples"]:
         button.click(lambda text: text, button, widgets["prompt"], **QUIET)

@@ -148,6 +148,10 @@ def test_the_menu_of_recipes_says_which_are_ready(compare: Any, bench: Any) -> N
     bench.made.clear()
     assert compare.label_recipes("nano")["choices"] == [("None", ""), ("Preview, 3 bits · not ready", "@preview")]
     bench.made.add("@preview")
+    shown = values(compare)
+    assert [update[1]["choices"][1][0] for update in (compare.settled(*shown), compare.worked(*shown))] == [
+        "Preview, 3 bits · ready"
+    ] * 2
     assert compare.label_recipes("nano")["choices"][1] == ("Preview, 3 bits · ready", "@preview")
     bench.made.clear()
 
