@@ -48,11 +48,11 @@ def main() -> None:
 
     try:
         setup = Setup(arguments.dtype, arguments.offload, arguments.text_encoders)
+        workbench = Workbench(arguments.data, arguments.device, mode=arguments.mode, setup=setup)
+        if os.environ.get("SDVQ_PRELOAD"):
+            workbench.preload(os.environ["SDVQ_PRELOAD"])
     except SdvqError as error:
         raise SystemExit(f"error: {error}") from None
-    workbench = Workbench(arguments.data, arguments.device, mode=arguments.mode, setup=setup)
-    if os.environ.get("SDVQ_PRELOAD"):
-        workbench.preload(os.environ["SDVQ_PRELOAD"])
     threading.Thread(target=workbench.warm_up, daemon=True).start()
     page = build(workbench)
     try:
