@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+if os.environ.get("SPACES_ZERO_GPU"):
+    import spaces  # noqa: F401 - before torch, which it changes: on a ZeroGPU Space there is no GPU between jobs
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin make a busy machine crawl
 
 
@@ -27,15 +29,30 @@ def parse_arguments() -> argparse.Namespace:
         choices=("auto", "resident", "streaming"),
         help="compressed weights in memory: decoded once, or in every step; auto: by free memory",
     )
+    parser.add_argument("--dtype", default="auto", choices=("auto", "fp16", "bf16", "fp32"), help="arithmetic")
+    parser.add_argument(
+        "--offload", action="store_true", help="text encoders, VAE and the original UNet leave the GPU while idle"
+    )
+    parser.add_argument(
+        "--text-encoders", default="16", metavar="WORD", help="16, as they are, or a quantizer, such as rtn:bits=8"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse_arguments()
+    from sdvq_core.errors import SdvqError
+    from sdvq_core.setup import Setup
     from sdvq_core.ui import build, launch_options
     from sdvq_core.workbench import Workbench
 
-    workbench = Workbench(arguments.data, arguments.device, mode=arguments.mode)
+    try:
+        setup = Setup(arguments.dtype, arguments.offload, arguments.text_encoders)
+        workbench = Workbench(arguments.data, arguments.device, mode=arguments.mode, setup=setup)
+        if os.environ.get("SDVQ_PRELOAD"):
+            workbench.preload(os.environ["SDVQ_PRELOAD"])
+    except SdvqError as error:
+        raise SystemExit(f"error: {error}") from None
     threading.Thread(target=workbench.warm_up, daemon=True).start()
     page = build(workbench)
     try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.diffusion.sources import find_source
 from sdvq_core.engine import Engine
+from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import (
     ArmResult,
     CompareEvent,
@@ -19,11 +20,11 @@ from sdvq_core.jobs import (
     Notice,
     Preview,
     Progress,
-    Sampling,
     Scores,
 )
 from sdvq_core.judges import find_judge
 from sdvq_core.production import versions
+from sdvq_core.rates import drawing
 from sdvq_core.records import Footprint
 from sdvq_core.store.images import write_png
 
@@ -48,19 +49,22 @@ class Comparer:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._samples: OrderedDict[tuple[str, str, Sampling], _Sample] = OrderedDict()
+        self._samples: OrderedDict[tuple[object, ...], _Sample] = OrderedDict()
 
     def compare(self, job: CompareJob) -> Iterator[CompareEvent]:
         """Every arm in turn; measures are against the first."""
+        from sdvq_core.diffusion.precision import dtype_name
         from sdvq_core.diffusion.sampling import prompt_notice
 
         arms = [parse_arm(word) for word in job.arms]
         for arm in arms:
             self.engine.check(job.model, arm)
+            self._check_made(job, arm)
         yield Progress("load", "", 0, 1, f"loading {job.model}")
-        notice = prompt_notice(self.engine.base(job.model), job.sampling.prompt)
-        if notice:
-            yield Notice(notice)
+        yield from self.engine.prepare(job.model)
+        base = self.engine.base(job.model)
+        cut = prompt_notice(base, job.sampling.prompt)
+        yield from map(Notice, [*([cut] if cut else []), *base.told()])
         results: list[ArmResult] = []
         reference: _Sample | None = None
         for arm in arms:
@@ -69,7 +73,15 @@ class Comparer:
                 if isinstance(event, ArmResult):
                     results.append(event)
             reference = reference or self._remembered(job, arms[0])
-        yield CompareResult(job, tuple(results), self.engine.device_name)
+        yield CompareResult(job, tuple(results), self.engine.device_name, dtype_name(base.dtype), self.engine.text)
+
+    def _check_made(self, job: CompareJob, arm: Arm) -> None:
+        """ConfigError for work that the job does not ask for."""
+        if job.live or find_source(job.model).tier == "nano" or self.engine.made(job.model, arm):
+            return
+        raise ConfigError(
+            f"{arm.word} is not made for {job.model} yet; ask for it to be compressed now, or choose one that is ready"
+        )
 
     def _arm(self, job: CompareJob, arm: Arm, reference: _Sample | None) -> Iterator[CompareEvent]:
         start = time.monotonic()
@@ -96,7 +108,7 @@ class Comparer:
             None if report is None else 0.0 if cached else seconds,
         )
 
-    def _sample(self, job: CompareJob, arm: Arm) -> Iterator[Progress | Preview]:
+    def _sample(self, job: CompareJob, arm: Arm) -> Iterator[Progress | Preview | Notice]:
         from sdvq_core.diffusion.sampling import decode, preview, sample
 
         if self._key(job, arm) in self._samples:
@@ -113,6 +125,9 @@ class Comparer:
             clock = time.monotonic()
         image = decode(base, step.latents)[0]
         seconds += time.monotonic() - clock
+        yield from map(Notice, base.told())
+        what = drawing(base.source, job.sampling.guidance)
+        self.engine.rates.note("sample", what, steps, seconds)
         self._samples[self._key(job, arm)] = _Sample(
             step.latents, image, seconds, self.engine.footprint(job.model, arm)
         )
@@ -130,12 +145,22 @@ class Comparer:
             "fingerprint": self.engine.fingerprint(job.model),
             "arm": arm.word,
             "device": self.engine.device_name,
+            "changes": ", ".join(self._changes()),
             **versions(),
         }
 
-    def _key(self, job: CompareJob, arm: Arm) -> tuple[str, str, Sampling]:
-        folder = self.engine.cached(job.model, arm)
-        return self.engine.fingerprint(job.model), str(folder or arm.peer or "fp16"), job.sampling
+    def _key(self, job: CompareJob, arm: Arm) -> tuple[object, ...]:
+        """All that an image depends on: two models may share their UNet, and differ in scheduler or VAE."""
+        from sdvq_core.diffusion.fingerprint import surroundings
+
+        folder, around = self.engine.cached(job.model, arm), surroundings(find_source(job.model))
+        drawn_by = str(folder or arm.peer or "fp16")
+        return self.engine.fingerprint(job.model), around, drawn_by, job.sampling, self._changes()
+
+    def _changes(self) -> tuple[str, ...]:
+        from sdvq_core.diffusion.base_model import pick_device
+
+        return self.engine.setup.changes(pick_device(self.engine.device))
 
     def _remembered(self, job: CompareJob, arm: Arm) -> _Sample:
         return self._samples[self._key(job, arm)]

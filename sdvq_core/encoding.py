@@ -123,16 +123,18 @@ class _Members(Sequence[Tensor]):
 
 
 class ModuleWeights(Mapping[str, Tensor]):
-    """The parameters of a model by name, without copies."""
+    """The parameters of a model by name, as they are when they are asked for; nothing is held or copied."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._state = dict(model.named_parameters()) | dict(model.named_buffers())
+        self._model = model
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._state[name].detach()
+        owner, _, leaf = name.rpartition(".")
+        value: Tensor = getattr(self._model.get_submodule(owner), leaf)
+        return value.detach()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._state)
+        return iter(self._model.state_dict())
 
     def __len__(self) -> int:
-        return len(self._state)
+        return len(self._model.state_dict())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,12 +16,15 @@ from sdvq_core.arms import REFERENCE, Arm
 from sdvq_core.cluster import RayCrew
 from sdvq_core.diffusion.sources import Source, at_hand, find_source
 from sdvq_core.errors import ConfigError, StoreError
+from sdvq_core.hub_artifacts import HubArtifacts
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.nn import footprint, make_ready
 from sdvq_core.peers import Peer, make_peer, peer_ledger
 from sdvq_core.plan import CompressionPlan, Rule
-from sdvq_core.production import Order, partial_artifact, produce, recipe_digest
-from sdvq_core.records import BaseInfo, Footprint, Ledger, Report
+from sdvq_core.production import DEFAULT_MEANS, Means, Order, partial_artifact, produce, recipe_digest
+from sdvq_core.rates import Rates, Stopwatch
+from sdvq_core.records import BaseInfo, Footprint, Ledger, Report, TextReport
+from sdvq_core.setup import PLAIN, Setup
 from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import (
     Artifact,
@@ -32,6 +35,7 @@ from sdvq_core.store import (
     read_report,
 )
 from sdvq_core.targets import Target, guess, solution_key, solve
+from sdvq_core.text_encoders import equip
 from sdvq_core.tuning import known_damage, measure
 
 if TYPE_CHECKING:
@@ -46,8 +50,8 @@ class Engine:
     """Loads, compresses and keeps models. data: folder of caches; device: auto, cpu or cuda.
 
     calibration: what the user decides about it, for every arm. mode: how compressed weights are kept in memory, auto,
-    resident or streaming; on a CPU it changes no number. max_memory: bytes that compressing may take, None for what is
-    free; no part of any key. ray: whether a Ray cluster encodes the layers, to the same bytes.
+    resident or streaming; on a CPU it changes no number. setup: how the pipeline around the UNets is kept. means: with
+    what artifacts are made.
     """
 
     def __init__(
@@ -56,29 +60,49 @@ class Engine:
         device: str = "auto",
         calibration: Calibration = DEFAULT,
         mode: str = "auto",
-        max_memory: int | None = None,
-        ray: bool = False,
+        setup: Setup = PLAIN,
+        means: Means = DEFAULT_MEANS,
     ) -> None:
         self.data, self.device, self.calibration, self.mode = data, device, calibration, mode
-        self.max_memory, self.ray = max_memory, ray
+        self.setup, self.means = setup, means
         self.store = ModelStore(data / "artifacts")
         self._base: BaseModel | None = None
+        self.text: TextReport | None = None  # of the base model's text encoders, where they are compressed
         self._unets: OrderedDict[str, nn.Module] = OrderedDict()
+        self.hub = HubArtifacts.from_environment(self.store)
         self._short: dict[str, str] = {}  # why a UNet is not kept in memory as was asked, until it is told
         self._solved: dict[tuple[str, Target], tuple[Rule, ...]] = {}
         self._peers: dict[str, Report] = {}  # of what other libraries made of the base model, by arm
 
+    def is_loaded(self, model: str) -> bool:
+        """Whether `base` is in memory."""
+        return self._base is not None and self._base.source == find_source(model)
+
     def base(self, model: str) -> BaseModel:
         """The pipeline of `model`; one is kept, loading another drops it and what was compressed from it."""
+        for _ in self.prepare(model):
+            pass
+        assert self._base is not None
+        return self._base
+
+    def prepare(self, model: str) -> Iterator[Progress]:
+        """Progress until `base` is in memory, its text encoders as the setup wants them; nothing if they are."""
         from sdvq_core.diffusion.base_model import load_base
 
+        if self.is_loaded(model):
+            return
         source = find_source(model)
-        if self._base is None or self._base.source != source:
-            self._base = None
-            self._unets.clear()
-            self._peers.clear()
-            self._base = load_base(source, self.device, self.data)
-        return self._base
+        self._base = self.text = None
+        self._unets.clear()
+        self._peers.clear()
+        base = load_base(source, self.device, self.data, self.setup.dtype, self.setup.offload)
+        for event in equip(base, self.setup.text_encoders, self.data) if self.setup.compresses_text else ():
+            if isinstance(event, Progress):
+                yield event
+            else:
+                self.text = event
+                base.notices.append(event.sentence)
+        self._base = base
 
     def plan(self, model: str, arm: Arm) -> CompressionPlan:
         """What `arm` does to the UNet of `model`, from shapes alone; a guess where its bits are not allocated yet."""
@@ -127,6 +151,28 @@ class Engine:
             return arm.artifact
         return self.store.get(self._key(model, arm, self.plan(model, arm)))
 
+    def offered(self, model: str, arm: Arm) -> bool:
+        """Whether the Hub repository of finished artifacts, where one is configured, has that of `arm`."""
+        if self.hub is None or not arm.compresses or not at_hand(find_source(model)) or not self.rules(model, arm):
+            return False
+        return self.hub.has(self._key(model, arm, self.plan(model, arm)))
+
+    def made(self, model: str, arm: Arm) -> bool:
+        """Whether nothing is left to be computed for `arm`: it is here, or can be fetched."""
+        return not arm.compresses or self.cached(model, arm) is not None or self.offered(model, arm)
+
+    def _pulled(self, model: str, arm: Arm) -> Generator[Progress | Notice, None, Path | None]:
+        """Progress; returns the folder of the artifact from the Hub, if it is sound."""
+        assert self.hub is not None
+        plan = self.plan(model, arm)
+        found: Path | None = None
+        for event in self.hub.pull(self._key(model, arm, plan), plan, self.fingerprint(model)):
+            if isinstance(event, Path):
+                found = event
+            else:
+                yield replace(event, arm=arm.word) if isinstance(event, Progress) else event
+        return found
+
     def report(self, model: str, arm: Arm) -> Report | None:
         """The report card of an arm that is made already; of a peer, while its model is the one in memory."""
         if arm.peer is not None:
@@ -142,17 +188,25 @@ class Engine:
         calibrates or learns; else each weight is read from the model's files when its turn comes.
         """
         found = self.cached(model, arm)
+        if found is None and self.offered(model, arm):
+            found = yield from self._pulled(model, arm)
+        if found is None and (maker := self._maker()) is not self:
+            yield from maker.compress(model, arm, resume)
+            return
         if found is None:
+            watch = Stopwatch()
             yield Progress("load", arm.word, 0, 1, "reading the base model")
             if arm.target is not None and self.rules(model, arm) is None:
-                yield from measure(self.base(model), arm.target, self.data, self.calibration)
+                yield from watch.watch(measure(self.base(model), arm.target, self.data, self.calibration))
             order = self._order(model, arm)
             if not resume:
                 order.unfinished.forget()
-            yield from self._produced(order)
+            yield from watch.watch(self._produced(order))
             found = self.cached(model, arm)
             assert found is not None
             order.unfinished.remove()
+            if self.means.engine == "local":  # what a cluster does says nothing of this machine
+                self.rates.note_run(watch, order.source, order.plan, arm.distil.updates if arm.distil else 0)
         yield found
 
     def partial(self, model: str, arm: Arm) -> Artifact:
@@ -161,6 +215,16 @@ class Engine:
             raise ConfigError(f"the bits of {arm.word} are not allocated yet; start its compression first")
         return partial_artifact(self._order(model, arm))
 
+    def _maker(self) -> Engine:
+        """What makes artifacts: itself, or where the setup changes numbers, one without; they never depend on it."""
+        from sdvq_core.diffusion.base_model import pick_device
+
+        if not self.setup.changes(pick_device(self.device)):
+            return self
+        self._base = self.text = None  # there may be no room for two
+        self._unets.clear()
+        return Engine(self.data, self.device, self.calibration, means=self.means)
+
     def unet(self, model: str, arm: Arm) -> nn.Module:
         """The UNet of `arm` on the device: the base's own for `fp16`, a peer's made at once, else from the artifact."""
         base = self.base(model)
@@ -168,6 +232,7 @@ class Engine:
         if arm.peer is not None:
             return self._kept(base, str(arm.peer), partial(self._make_peer, base, arm.peer))
         if folder is not None:
+            base.placement.rest("unet")
             return self._kept(base, str(folder.absolute()), partial(self._load, base, folder))
         original: nn.Module = base.unet
         return original
@@ -206,8 +271,8 @@ class Engine:
         device = pick_device(self.device)
         whole = partial(self.base, model)
         made = Order(source, fingerprint, weights, config, whole, plan, arm, self.data, unfinished, device)
-        crew = RayCrew(device) if self.ray else None
-        return replace(made, calibration=self.calibration, max_memory=self.max_memory, crew=crew)
+        crew = RayCrew(device) if self.means.engine == "ray" else None
+        return replace(made, calibration=self.calibration, max_memory=self.means.max_memory, crew=crew)
 
     def _produced(self, order: Order) -> Iterator[Progress | Notice]:
         """Progress until the artifact is in the cache; another process may be the first to put it there."""
@@ -239,6 +304,16 @@ class Engine:
         if self._base is not None and self._base.source == find_source(model):
             return self._base.fingerprint
         return fingerprint(find_source(model), self.data)
+
+    @property
+    def rates(self) -> Rates:
+        """How fast this device was so far."""
+        return Rates(self.data, self.device_name)
+
+    @property
+    def device_kind(self) -> str:
+        """GPU or CPU: what computes, in one word."""
+        return "CPU" if self.device_name.partition(",")[0].endswith(" CPU") else "GPU"
 
     @property
     def device_name(self) -> str:

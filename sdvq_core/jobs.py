@@ -14,8 +14,9 @@ from typing import Any
 from PIL import Image
 
 from sdvq_core.errors import ConfigError
-from sdvq_core.records import Footprint, Ledger, Report
+from sdvq_core.records import Footprint, Ledger, Report, TextReport
 
+FETCHED = ("fetch", "download")  # work that waits for the network and computes nothing
 MAX_STEPS, MAX_GUIDANCE, MAX_SEED, MAX_ARMS = 150, 30.0, 2**32 - 1, 8
 
 
@@ -44,11 +45,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class CompareJob:
-    """Same prompt, same seed, several arms; the first arm is the reference of every measure."""
+    """Same prompt, same seed, several arms; the first arm is the reference of every measure.
+
+    live: whether arms of a large model that are not made yet may be compressed for it.
+    """
 
     model: str
     arms: tuple[str, ...]
     sampling: Sampling
+    live: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.arms) <= MAX_ARMS:
@@ -59,7 +64,8 @@ class CompareJob:
 class Progress:
     """Work done so far: `done` of `total` units; seconds_left is None until there is something to judge it by.
 
-    stage: "load", "calibrate", "compress", "allocate", "distil", "sample", "measure" or "export".
+    stage: "load", "download", "calibrate", "compress", "allocate", "distil", "sample", "measure" or
+    "export".
     text: one short line for people, such as the name of a layer.
     """
 
@@ -143,20 +149,23 @@ class ArmResult:
 class Work:
     """One stage that an arm must go through before it can draw.
 
-    stage: "calibrate", "allocate", "compress", "distil" or "quantize". count: of its layers, widths to try, layers or
-    most updates; 0 where nobody knows. by: the library that does it, if it is not ours.
+    stage: "fetch" (the model), "download" (the artifact), "calibrate", "allocate", "compress", "distil" or "quantize".
+    count: of its layers, widths to try, layers or most updates; 0 where nobody knows. by: the library that does it, if
+    it is not ours, or the repository that has it. seconds: what it will take on this machine, None where nothing of the
+    kind was measured.
     """
 
     stage: str
     count: int
     by: str = ""
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Estimate:
     """The size of an arm before it is made. exact: False while the bits of its layers are yet to be allocated.
 
-    work: what is left to do before it can draw; nothing for what is in the cache.
+    work: what is left to do before it can draw; nothing for what is in the cache. device: which does it, GPU or CPU.
     """
 
     arm: str
@@ -164,6 +173,13 @@ class Estimate:
     ledger: Ledger
     exact: bool = True
     work: tuple[Work, ...] = ()
+    device: str = "CPU"
+
+    @property
+    def seconds(self) -> float | None:
+        """What all computing will take; None where that of a part is not known. Networks are not foretold."""
+        parts = [stage.seconds for stage in self.work if stage.stage not in FETCHED]
+        return None if None in parts else math.fsum(part for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
@@ -213,11 +229,13 @@ class LayerDetail:
 
 @dataclass(frozen=True, eq=False)
 class CompareResult:
-    """The end of a comparison."""
+    """The end of a comparison. dtype: fp16, bf16 or fp32. text: what compressing the text encoders did, if they are."""
 
     job: CompareJob
     arms: tuple[ArmResult, ...]
     device: str
+    dtype: str = ""
+    text: TextReport | None = None
 
 
 CompareEvent = Progress | Preview | Notice | ArmResult | CompareResult

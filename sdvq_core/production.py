@@ -37,7 +37,29 @@ if TYPE_CHECKING:
     from sdvq_core.diffusion.base_model import BaseModel
 
 
+ENGINES = ("local", "ray")
 _FLOAT_NBYTES = 4
+
+
+@dataclass(frozen=True)
+class Means:
+    """With what artifacts are made; no part of any key.
+
+    max_memory: bytes that compressing may take, None for what is free. engine: who encodes layers, this machine (local)
+    or a Ray cluster (ray), to the same bytes.
+    """
+
+    max_memory: int | None = None
+    engine: str = "local"
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+        if self.max_memory is not None and self.max_memory < 1:
+            raise ConfigError(f"memory for compressing must be 1 byte or more, got {self.max_memory}")
+
+
+DEFAULT_MEANS = Means()
 
 
 @dataclass(frozen=True, eq=False)

@@ -110,6 +110,43 @@ class Footprint:
 
 
 @dataclass(frozen=True)
+class TextReport:
+    """What compressing both text encoders saved and cost; their bytes are no part of any UNet's ledger.
+
+    word: how. ledgers: by encoder. Against the encoders as they were, over `prompts` prompts: state_error and
+    pooled_error, |s - s0|^2 / |s0|^2; state_cosine, mean cosine of a token's state with what it was.
+    """
+
+    word: str
+    ledgers: Mapping[str, Ledger]
+    prompts: int
+    state_error: float
+    state_cosine: float
+    pooled_error: float
+
+    @property
+    def nbytes(self) -> int:
+        return sum(ledger.tensor_bytes for ledger in self.ledgers.values())
+
+    @property
+    def fp16_bytes(self) -> int:
+        return sum(ledger.fp16_bytes for ledger in self.ledgers.values())
+
+    @property
+    def sentence(self) -> str:
+        """All of it, for people."""
+        return (
+            f"text encoders in {self.word}: {self.nbytes:,} bytes instead of {self.fp16_bytes:,}; over {self.prompts} "
+            f"prompts their states change by {self.state_error:.2g} (relative squared error, cosine "
+            f"{self.state_cosine:.4f}), the pooled text by {self.pooled_error:.2g}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        ledgers = {name: ledger.to_json() for name, ledger in self.ledgers.items()}
+        return {**asdict(self), "ledgers": ledgers, "nbytes": self.nbytes, "fp16_bytes": self.fp16_bytes}
+
+
+@dataclass(frozen=True)
 class LayerRecord:
     """One line of the layer table. relative_mse = |Wq - W|^2 / |W|^2; relative_output_mse needs calibration."""
 

@@ -31,19 +31,21 @@ from sdvq_core.jobs import (
     Progress,
     Sampling,
 )
-from sdvq_core.needs import needs
+from sdvq_core.needs import job_seconds, needs
 from sdvq_core.nn import check_mode
 from sdvq_core.peers import PeerInfo
 from sdvq_core.peers import catalogue as peer_catalogue
-from sdvq_core.production import versions
+from sdvq_core.production import DEFAULT_MEANS, Means, versions
 from sdvq_core.quantizers import QuantizerInfo, catalogue, parse
 from sdvq_core.recipes import Recipe
-from sdvq_core.records import Report
+from sdvq_core.records import Report, TextReport
 from sdvq_core.results import Results, find_results, first_command, keep_results, same_command
+from sdvq_core.setup import PLAIN, Setup
 from sdvq_core.statistics import DEFAULT, Calibration
 from sdvq_core.store import read_artifact, read_report, write_artifact
 from sdvq_core.summaries import EvaluateJob, EvaluateResult
 from sdvq_core.targets import Target
+from sdvq_core.text_encoders import export
 from sdvq_core.tuning import tune
 
 if TYPE_CHECKING:
@@ -51,15 +53,11 @@ if TYPE_CHECKING:
     from sdvq_core.export import Exported, ExportJob
 
 
-ENGINES = ("local", "ray")
-
-
 class Workbench:
     """Models, quantizers, estimates, compression, comparison. data: folder of caches; device: auto, cpu or cuda.
 
     mode: how compressed weights are kept in memory: resident (decoded once), streaming (decoded in every step) or auto.
-    max_memory: bytes that compressing may take, by default what is free. engine: who encodes layers, this machine
-    (local) or a Ray cluster (ray).
+    setup: precision, offloading and text encoders. means: with what artifacts are made.
     """
 
     def __init__(
@@ -68,20 +66,22 @@ class Workbench:
         device: str = "auto",
         calibration: Calibration = DEFAULT,
         mode: str = "auto",
-        max_memory: int | None = None,
-        engine: str = "local",
+        setup: Setup = PLAIN,
+        means: Means = DEFAULT_MEANS,
     ) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}")
-        if engine not in ENGINES:
-            raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         self.data = data or data_folder()
-        self.engine = Engine(self.data, device, calibration, check_mode(mode), max_memory, engine == "ray")
+        self.engine = Engine(self.data, device, calibration, check_mode(mode), setup, means)
         self._comparer = Comparer(self.engine)
 
     def warm_up(self) -> None:
         """Import what the first estimate needs, seconds of it, while a page is still being built."""
         self.estimate(self.models()[0].name, "fp16")
+
+    def preload(self, model: str) -> None:
+        """Load `model` before there are visitors; on a ZeroGPU Space from the main thread, before the page starts."""
+        self.engine.base(model)
 
     def models(self) -> list[ModelInfo]:
         """What can be named, and whether it is at hand."""
@@ -116,7 +116,17 @@ class Workbench:
         """Size of an arm before it is made, and the work ahead; quick, and exact once its bits are allocated."""
         parsed = parse_arm(arm)
         exact = self.engine.rules(model, parsed) is not None
-        return Estimate(arm, parsed.label, self.engine.ledger(model, parsed), exact, needs(self.engine, model, parsed))
+        work = needs(self.engine, model, parsed)
+        return Estimate(arm, parsed.label, self.engine.ledger(model, parsed), exact, work, self.engine.device_kind)
+
+    def job_seconds(self, *jobs: CompareJob) -> float:
+        """What comparisons of the same arms will take on this machine, with a margin."""
+        return job_seconds(self.engine, jobs)
+
+    @property
+    def asks_first(self) -> bool:
+        """Whether large models are compressed only when asked: where finished artifacts come from the Hub."""
+        return self.engine.hub is not None
 
     def inspect(self, artifact: str | Path) -> Report:
         """The report card of an artifact folder."""
@@ -134,6 +144,8 @@ class Workbench:
         resume: whether a run that was stopped goes on where it was.
         """
         parsed, start = self._compressing(arm), time.monotonic()
+        if self.engine.setup.compresses_text:
+            yield from self.engine.prepare(model)
         for event in self.engine.compress(model, parsed, resume):
             if not isinstance(event, Path):
                 yield event
@@ -154,6 +166,17 @@ class Workbench:
         from sdvq_core.export import export
 
         return export(job, self.data)
+
+    def export_text_encoders(self, model: str, artifact: str | None = None) -> TextReport | None:
+        """What compressing the text encoders of `model` did, if the setup asks for it; they are written into the
+        folder `artifact`, where given, as `text_encoder` and `text_encoder_2`.
+        """
+        if not self.engine.setup.compresses_text:
+            return None
+        base = self.engine.base(model)
+        if artifact is not None:
+            export(base, self.engine.setup.text_encoders, self.data, Path(artifact))
+        return self.engine.text
 
     def tune(
         self, model: str, words: Sequence[str], bits: float, distil: DistillationSettings | None = None

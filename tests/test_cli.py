@@ -175,7 +175,9 @@ def test_generate(answer, model, tmp_path, artifact):
 def test_compare(answer, model, tmp_path, artifact):
     words = ("--arm", "fp16", "--arm", ARM, "--arm", artifact, "--prompt", "", "--steps", 2, "--out", tmp_path / "o")
     found = answer("compare", model, *words)
-    assert {"arms", "model", "prompt", "seed", "steps", "guidance", "device"} == set(found)
+    around = {"device", "dtype", "text_encoders"}
+    assert {"arms", "model", "prompt", "seed", "steps", "guidance", *around} == set(found)
+    assert (found["dtype"], found["text_encoders"]) == ("fp32", None)
     reference, made, loaded = found["arms"]
     for arm in found["arms"]:
         assert {"arm", "image", "seconds", "ledger", *MEASURES} <= set(arm)

@@ -18,7 +18,7 @@ from sdvq_core.cluster import RayCrew
 from sdvq_core.engine import Engine
 from sdvq_core.errors import ConfigError, LayerError
 from sdvq_core.jobs import Progress
-from sdvq_core.workbench import Workbench
+from sdvq_core.production import Means
 
 ray = pytest.importorskip("ray", reason="Ray is optional")
 pytestmark = [pytest.mark.filterwarnings("ignore")]  # of Ray's own
@@ -53,7 +53,7 @@ def test_the_bytes_are_those_of_this_machine_alone(two_nodes, tiny_pipeline_fold
     monkeypatch.setattr(presets, "calibration_prompts", lambda tier: ["a red frog", "a blue frog"])
     model = str(tiny_pipeline_folder)
     wanted, alone = made(model, word, tmp_path / "local")
-    found, events = made(model, word, tmp_path / "ray", ray=True)
+    found, events = made(model, word, tmp_path / "ray", means=Means(engine="ray"))
     assert found == wanted
     assert [e.done for e in events if isinstance(e, Progress)] == [e.done for e in alone if isinstance(e, Progress)]
 
@@ -94,7 +94,7 @@ def test_a_node_that_goes_away_costs_its_layers_once_more(two_nodes, tiny_pipeli
     extra = two_nodes.add_node(num_cpus=2, object_store_memory=100 << 20)
     two_nodes.wait_for_nodes()
     gone = False
-    for event in Engine(tmp_path / "ray", "cpu", ray=True).compress(model, parse_arm("rvq:bits=3")):
+    for event in Engine(tmp_path / "ray", "cpu", means=Means(engine="ray")).compress(model, parse_arm("rvq:bits=3")):
         if isinstance(event, Progress) and event.done == 10 and not gone:
             two_nodes.remove_node(extra, allow_graceful=False)
             gone = True
@@ -117,4 +117,4 @@ def test_a_cluster_without_what_is_asked_for_and_odd_words_are_refused(two_nodes
     with pytest.raises(ConfigError, match="the Ray cluster has no GPU to give"):
         list(RayCrew(torch.device("cuda")).run(fail, [0]))
     with pytest.raises(ConfigError, match="engine must be one of local, ray, got 'dask'"):
-        Workbench(tmp_path, engine="dask")
+        Means(engine="dask")

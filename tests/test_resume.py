@@ -21,6 +21,7 @@ from sdvq_core.integrations.loading import load_artifact
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.metrics.weights import relative_mse
 from sdvq_core.nn import QuantizedLayer
+from sdvq_core.production import Means
 from sdvq_core.store import Unfinished, read_artifact
 from sdvq_core.workbench import Workbench
 
@@ -160,8 +161,8 @@ def test_another_process_may_be_the_first_to_finish(tiny_pipeline_folder: Path, 
 
 
 def test_a_data_free_arm_does_not_load_the_pipeline(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    model, engine = str(tiny_pipeline_folder), Engine(tmp_path, "cpu", max_memory=10**8)
+    model, engine = str(tiny_pipeline_folder), Engine(tmp_path, "cpu", means=Means(max_memory=10**8))
     run(engine, model, parse_arm("rvq:bits=2"))
     assert engine._base is None
     with pytest.raises(ConfigError, match=r"runs the model while it learns from it.* allow more, or name an arm"):
-        list(Engine(tmp_path, "cpu", max_memory=10**5).compress(model, parse_arm("gptq:bits=3")))
+        list(Engine(tmp_path, "cpu", means=Means(max_memory=10**5)).compress(model, parse_arm("gptq:bits=3")))

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sdvq_core.cli.printing import arm_line, last, memory, method, model_line, print_answer, say, size, table
+from sdvq_core.cli.printing import arm_line, last, memory, method, model_line, print_answer, say, size, table, text_line
 from sdvq_core.errors import ConfigError
-from sdvq_core.jobs import ArmResult, CompareJob, CompareResult, Sampling
+from sdvq_core.jobs import CompareJob, CompareResult, Sampling
 from sdvq_core.records import Report
 from sdvq_core.summaries import EvaluateJob, EvaluateResult
 
@@ -31,6 +31,13 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Mode = Annotated[
     str, typer.Option(help="Compressed weights in memory: resident (decoded once), streaming (in every step) or auto.")
+]
+Dtype = Annotated[str, typer.Option(help="Arithmetic: fp16, bf16, fp32 or auto (fp16 on a GPU, fp32 on a CPU).")]
+Offload = Annotated[
+    bool, typer.Option("--offload", help="Keep text encoders, VAE and the original UNet off the GPU while idle.")
+]
+TextEncoders = Annotated[
+    str, typer.Option(help="Text encoders: 16, as they are, or a quantizer for both, such as rtn:bits=8 or rvq:bits=4.")
 ]
 Prompt = Annotated[str, typer.Option(help="What to draw; may be empty.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same image.")]
@@ -101,18 +108,28 @@ def compress(
     engine: Annotated[
         str, typer.Option(help="Who encodes layers: local, or ray, a Ray cluster (RAY_ADDRESS).")
     ] = "local",
+    text_encoders: TextEncoders = "16",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Compress a model's UNet into an artifact that diffusers loads."""
+    from sdvq_core.production import Means
+
     chosen = _calibration(calibration, timesteps, statistics, memory)
-    workbench = _workbench(device, chosen, max_memory=_nbytes("--max-memory", max_memory), engine=engine)
+    workbench = _workbench(
+        device,
+        chosen,
+        setup=_setup("auto", False, text_encoders),
+        means=Means(_nbytes("--max-memory", max_memory), engine),
+    )
     if partial and out is None:
         raise ConfigError("--partial writes an artifact of its own: name its folder with --out")
     report = (
         workbench.partial(model, arm, out) if partial else last(workbench.compress(model, arm, out, resume), Report)
     )
-    print_answer(as_json, report.to_json(), [f"{report.artifact}", f"{size(report.ledger)}", *table(report)])
+    text = workbench.export_text_encoders(model, report.artifact if out else None)
+    answer = report.to_json() | ({"text_encoders": text.to_json()} if text else {})
+    print_answer(as_json, answer, [report.artifact, size(report.ledger), *text_line(text), *table(report)])
 
 
 @app.command()
@@ -178,16 +195,21 @@ def generate(
     guidance: Guidance = None,
     device: Device = "auto",
     mode: Mode = "auto",
+    dtype: Dtype = "auto",
+    offload: Offload = False,
+    text_encoders: TextEncoders = "16",
     as_json: Json = False,
 ) -> None:
     """Draw one image with one arm."""
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out must be a .png file, got {out}")
     sampling = _sampling(model, prompt, seed, steps, guidance)
-    result = last(_workbench(device, mode=mode).generate(model, arm, sampling), ArmResult)
+    workbench = _workbench(device, mode=mode, setup=_setup(dtype, offload, text_encoders))
+    whole = last(workbench.generate(model, arm, sampling), CompareResult)
+    (result,) = whole.arms
     _copy(result.path, out)
-    lines = [str(out), size(result.ledger), memory(result.footprint)]
-    print_answer(as_json, {**result.to_json(), "image": str(out)}, lines)
+    lines = [str(out), size(result.ledger), memory(result.footprint), *text_line(whole.text)]
+    print_answer(as_json, {**result.to_json(), "image": str(out), **_around(whole)}, lines)
 
 
 @app.command()
@@ -201,19 +223,23 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder for the images; default: the data folder.")] = None,
     device: Device = "auto",
     mode: Mode = "auto",
+    dtype: Dtype = "auto",
+    offload: Offload = False,
+    text_encoders: TextEncoders = "16",
     as_json: Json = False,
 ) -> None:
     """Same prompt, same seed, several arms side by side."""
     job = CompareJob(model, tuple(arm), _sampling(model, prompt, seed, steps, guidance))
-    result = last(_workbench(device, mode=mode).compare(job), CompareResult)
+    workbench = _workbench(device, mode=mode, setup=_setup(dtype, offload, text_encoders))
+    result = last(workbench.compare(job), CompareResult)
     found = [item.to_json() for item in result.arms]
     for index, item in enumerate(result.arms):
         if out is not None:
             name = "".join(letter if letter.isalnum() else "-" for letter in item.arm)[-60:].strip("-")
             found[index]["image"] = str(_copy(item.path, out / f"{index}-{name}.png"))
     lines = [arm_line(item, found[index]["image"]) for index, item in enumerate(result.arms)]
-    settings = asdict(job.sampling)
-    print_answer(as_json, {"model": model, **settings, "device": result.device, "arms": found}, lines)
+    head = {"model": model, **asdict(job.sampling), "device": result.device, **_around(result)}
+    print_answer(as_json, {**head, "arms": found}, [*lines, *text_line(result.text)])
 
 
 @app.command()
@@ -231,6 +257,9 @@ def evaluate(
     guidance: Guidance = None,
     device: Device = "auto",
     mode: Mode = "auto",
+    dtype: Dtype = "auto",
+    offload: Offload = False,
+    text_encoders: TextEncoders = "16",
     as_json: Json = False,
 ) -> None:
     """Measure arms over many prompts, with intervals and noise floors; a run that was stopped goes on where it was."""
@@ -238,7 +267,7 @@ def evaluate(
     from sdvq_core.evaluation import markdown, write_report
     from sdvq_core.results import evenly
 
-    workbench = _workbench(device, mode=mode)
+    workbench = _workbench(device, mode=mode, setup=_setup(dtype, offload, text_encoders))
     texts = workbench.default_prompts(model) if prompts is None else list(read_prompts(prompts))
     if n is not None and n > len(texts):
         say(f"only {len(texts)} prompts are there; using all of them")
@@ -286,6 +315,17 @@ def _nbytes(option: str, gigabytes: float | None) -> int | None:
     if gigabytes is not None and not 0 < gigabytes < 1e6:
         raise ConfigError(f"{option} must be a number of gigabytes above 0, got {gigabytes}")
     return None if gigabytes is None else int(gigabytes * 1e9)
+
+
+def _setup(dtype: str, offload: bool, text_encoders: str) -> Any:
+    from sdvq_core.setup import Setup
+
+    return Setup(dtype, offload, text_encoders)
+
+
+def _around(result: CompareResult) -> dict[str, Any]:
+    """What was the same for all arms."""
+    return {"dtype": result.dtype, "text_encoders": None if result.text is None else result.text.to_json()}
 
 
 def _calibration(prompts: Path | None, timesteps: str, statistics: Path | None, gigabytes: float | None) -> Any:

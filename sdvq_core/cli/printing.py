@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sdvq_core.jobs import ArmResult, Notice, Progress
 from sdvq_core.peers import EXTRA
-from sdvq_core.records import Footprint, Ledger, Report
+from sdvq_core.records import Footprint, Ledger, Report, TextReport
 
 T = TypeVar("T")
 
@@ -67,6 +67,11 @@ def size(ledger: Ledger) -> str:
 def memory(footprint: Footprint) -> str:
     rest = f", {footprint.decoding}" if footprint.decoding else ""
     return f"{footprint.mode}: {footprint.nbytes:,} bytes of weights in memory{rest}"
+
+
+def text_line(text: TextReport | None) -> list[str]:
+    """What compressing the text encoders did, if it was asked for."""
+    return [] if text is None else [text.sentence]
 
 
 def table(report: Report) -> list[str]:

@@ -1,12 +1,12 @@
 """A loaded base model: diffusers' own SDXL pipeline, its device and dtype, and the fingerprint of its UNet.
 
-float32 on CPU, float16 on CUDA. SDXL's VAE overflows in float16 (`force_upcast`), so it then stays in float32.
+float32 on CPU, float16 on CUDA, unless asked otherwise (`precision`). Which parts are on the device: see `placement`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from sdvq_core.diffusion.fingerprint import fingerprint, translate, unet_files
 from sdvq_core.diffusion.folders import WEIGHTED, check_unet_config, read_header, read_json, weight_files
 from sdvq_core.diffusion.hub import hub_folder
+from sdvq_core.diffusion.placement import PARTS, UNET, Placement
+from sdvq_core.diffusion.precision import guard_vae, pick_dtype
 from sdvq_core.diffusion.quiet import quiet
 from sdvq_core.diffusion.recognition import LDM_UNET, check_dtypes
 from sdvq_core.diffusion.sdxl_config import sdxl_unet_config
@@ -46,35 +48,55 @@ LOAD_ERRORS = (AttributeError, ImportError, KeyError, OSError, RuntimeError, Saf
 
 @dataclass(frozen=True, eq=False)
 class BaseModel:
-    """The pipeline that everything is compared with; nobody changes its weights."""
+    """The pipeline that everything is compared with; nobody changes its weights. Text encoders and VAE serve all arms.
+
+    notices: what the user should be told about it and was not yet.
+    """
 
     source: Source
     pipe: StableDiffusionXLPipeline
     fingerprint: str
     device: torch.device
     dtype: torch.dtype
+    placement: Placement
+    notices: list[str] = field(default_factory=list)
 
     @property
     def unet(self) -> UNet2DConditionModel:
+        """The original UNet, on the device."""
+        self.placement.fetch(UNET)
         return self.pipe.unet
 
+    def told(self) -> list[str]:
+        """The notices, which are then forgotten."""
+        found = list(self.notices)
+        self.notices.clear()
+        return found
 
-def load_base(source: Source, device: str = "auto", data: Path | None = None) -> BaseModel:
-    """The pipeline of `source` in evaluation mode, without gradients; data: where fingerprints are remembered."""
+
+def load_base(
+    source: Source, device: str = "auto", data: Path | None = None, dtype: str = "auto", offload: bool = False
+) -> BaseModel:
+    """The pipeline of `source` in evaluation mode, without gradients; data: where fingerprints are remembered.
+
+    dtype: auto, fp16, bf16 or fp32. offload: keep parts on the CPU while they are idle, where `device` is a GPU.
+    """
     if source.no_image:
         raise ModelError(f"no image can be drawn with {source.name}, nor statistics gathered on it: {source.no_image}")
     where = pick_device(device)
-    dtype = torch.float16 if where.type == "cuda" else torch.float32
+    kind = pick_dtype(dtype, where)
     check_files(source)
     folder = pipeline_folder(source)
     try:
         with quiet():
-            pipe = _from_folder(folder, dtype) if folder else load_single_file(source, dtype)
+            pipe = _from_folder(folder, kind) if folder else load_single_file(source, kind)
     except LOAD_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{source.name} cannot be loaded ({reason}); fetch it again, or use nano") from error
-    _prepare(pipe, where)
-    return BaseModel(source, pipe, fingerprint(source, data), where, dtype)
+    placement = Placement({part: getattr(pipe, part) for part in PARTS}, where, offload)
+    with quiet():  # diffusers advises against half precision on a CPU; `_remarks` says it in a sentence
+        _prepare(pipe, placement)
+    return BaseModel(source, pipe, fingerprint(source, data), where, kind, placement, _remarks(where, kind, offload))
 
 
 def pick_device(name: str) -> torch.device:
@@ -168,10 +190,19 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
     )
 
 
-def _prepare(pipe: StableDiffusionXLPipeline, device: torch.device) -> None:
-    """Evaluation mode, no gradients, on `device`."""
+def _prepare(pipe: StableDiffusionXLPipeline, placement: Placement) -> None:
+    """Evaluation mode, no gradients, on the device unless parts are moved there when they are needed."""
     for part in WEIGHTED:
         getattr(pipe, part).eval().requires_grad_(False)
-    if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
-        pipe.vae.to(torch.float32)
-    pipe.to(device)
+    guard_vae(pipe.vae)
+    if not placement.active:
+        pipe.to(placement.device)
+
+
+def _remarks(device: torch.device, dtype: torch.dtype, offload: bool) -> list[str]:
+    """What the user may not expect of a choice on this machine."""
+    if device.type == "cuda":
+        return []
+    slow = ["a CPU computes in fp16 more slowly than in fp32 or bf16"] if dtype == torch.float16 else []
+    idle = ["offloading changes nothing on a CPU: every part is in its memory anyway"] if offload else []
+    return slow + idle

@@ -1,4 +1,7 @@
-"""Latents -> images through the base model's VAE: z * latents_std / scaling_factor + latents_mean, then decode."""
+"""Latents -> images through the base model's VAE: z * latents_std / scaling_factor + latents_mean, then decode.
+
+A VAE that gives NaN in half precision is put into float32 once and for all, with a notice; then it is an error.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from sdvq_core.diffusion.base_model import BaseModel
+from sdvq_core.diffusion.placement import VAE
+from sdvq_core.diffusion.precision import HALVES, dtype_name
+from sdvq_core.diffusion.quiet import quiet
 from sdvq_core.errors import SdvqError
 
 PREVIEW_CELLS = 32
@@ -18,15 +24,9 @@ PREVIEW_CELLS = 32
 def decode(base: BaseModel, latents: Tensor) -> list[Image.Image]:
     """latents [N, C, h, w] -> N images; one at a time, so that an image does not depend on its neighbours."""
     images: list[Image.Image] = []
-    for row in range(len(latents)):
-        latent = latents[row : row + 1]
-        pixels = base.pipe.vae.decode(_denormalise(base, latent), return_dict=False)[0]  # [1, 3, H, W] in -1..1
-        if not torch.isfinite(pixels).all():
-            raise SdvqError(
-                f"the VAE of {base.source.name} gave NaN or infinity in {pixels.dtype}; "
-                "set force_upcast in its config.json, or use --device cpu"
-            )
-        images += base.pipe.image_processor.postprocess(pixels, output_type="pil")
+    with base.placement.using(VAE):
+        for row in range(len(latents)):
+            images += base.pipe.image_processor.postprocess(_pixels(base, latents[row : row + 1]), output_type="pil")
     return images
 
 
@@ -38,6 +38,23 @@ def preview(base: BaseModel, denoised: Tensor) -> Image.Image:
         size = [max(1, side * PREVIEW_CELLS // longest) for side in latent.shape[-2:]]
         latent = torch.nn.functional.interpolate(latent, size=size, mode="area")  # [1, C, h', w']
     return decode(base, latent)[0]
+
+
+def _pixels(base: BaseModel, latent: Tensor) -> Tensor:
+    """[1, C, h, w] -> [1, 3, H, W] in -1..1, finite."""
+    vae = base.pipe.vae
+    pixels: Tensor = vae.decode(_denormalise(base, latent), return_dict=False)[0]
+    if not torch.isfinite(pixels).all() and vae.dtype in HALVES:
+        base.notices.append(f"the VAE overflowed in {dtype_name(vae.dtype)}; it computes in fp32 from here on")
+        with quiet():  # diffusers warns of a cast that it need not know of
+            vae.to(torch.float32)
+        pixels = vae.decode(_denormalise(base, latent), return_dict=False)[0]
+    if not torch.isfinite(pixels).all():
+        raise SdvqError(
+            f"the VAE of {base.source.name} gave NaN or infinity in {dtype_name(pixels.dtype)}; its weights are "
+            "damaged, or these latents are far from any image: fetch the model again, or try more bits"
+        )
+    return pixels
 
 
 def _denormalise(base: BaseModel, latents: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def sample_batch(base: BaseModel, unet: nn.Module, samplings: Sequence[Sampling]
             prediction = _predict(unet, scaled.to(base.dtype), time, words, guidance)
         result = scheduler.step(prediction, time, latents, **extra)
         latents = result.prev_sample
-        _check(latents, unet, number, total)
+        _check(latents, unet, number, total, base.dtype)
         yield SampleStep(number, total, latents, getattr(result, "pred_original_sample", latents))
 
 
@@ -69,7 +69,7 @@ def start_noise(base: BaseModel, seeds: Sequence[int]) -> Tensor:
 
 def _draw(base: BaseModel, generators: Sequence[torch.Generator]) -> Tensor:
     cells = base.source.resolution // base.pipe.vae_scale_factor
-    shape = (1, base.unet.config.in_channels, cells, cells)
+    shape = (1, base.pipe.unet.config.in_channels, cells, cells)
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(base.device)
 
 
@@ -94,9 +94,10 @@ def _common(samplings: Sequence[Sampling]) -> tuple[int, float]:
     return shared.pop()
 
 
-def _check(latents: Tensor, unet: nn.Module, step: int, steps: int) -> None:
+def _check(latents: Tensor, unet: nn.Module, step: int, steps: int, dtype: torch.dtype) -> None:
     if not torch.isfinite(latents).all():
+        range_of_half = ", or overflow in fp16: try --dtype bf16" if dtype == torch.float16 else ""
         raise SdvqError(
             f"the UNet ({type(unet).__name__}) gave NaN or infinity at step {step} of {steps}; "
-            "its weights are damaged, or too coarse for this model: try more bits"
+            f"its weights are damaged, or too coarse for this model: try more bits{range_of_half}"
         )

@@ -1,10 +1,10 @@
 """The noise floors: what changes when nothing is compressed.
 
 Another seed is the most that an arm could differ and still draw its prompt. The other precision is the least that is
-worth discussing: where the base computes in float16 (CUDA), a copy in float32. Where it computes in float32 (CPU), a
-copy with float16 weights whose every layer rounds its output to float16, with sums in float32 as tensor cores have
-them: true float16 took twenty times longer on a CPU, at a latent error of 2.98e-6 against 2.99e-6 this way (nano, two
-prompts, four steps).
+worth discussing: where the base computes in half precision (CUDA), a copy in float32. Where it computes in float32
+(CPU), a copy with float16 weights whose every layer rounds its output to float16, with sums in float32 as tensor cores
+have them: true float16 took twenty times longer on a CPU, at a latent error of 2.98e-6 against 2.99e-6 this way (nano,
+two prompts, four steps).
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from sdvq_core.evaluation.samples import Subject
 
 OTHER_SEED = 1_000_003  # added to every seed
 SEED_LABEL = "another seed"
-LABELS = {torch.float32: "fp16 rounding of every layer", torch.float16: "fp32 arithmetic"}
+LABELS = {torch.float32: "fp16 rounding of every layer"}
+HALVED = "fp32 arithmetic"  # of what computes in half precision
 
 
 def other_precision(engine: Engine, model: str, arm: Arm, dtype: torch.dtype) -> Subject:
     """`arm`, which computes in `dtype`, in the other precision."""
-    label = LABELS[dtype]
+    label = LABELS.get(dtype, HALVED)
 
     def load() -> nn.Module:
         return (half_rounded if dtype == torch.float32 else in_float32)(engine.unet(model, arm))
@@ -37,7 +38,7 @@ def other_precision(engine: Engine, model: str, arm: Arm, dtype: torch.dtype) ->
 
 
 class InFloat32(nn.Module):
-    """A copy of a float16 UNet that computes in float32 and takes and gives what the original does."""
+    """A copy of a half-precision UNet that computes in float32 and takes and gives what the original does."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from torch import nn
 from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.diffusion.base_model import pick_device
 from sdvq_core.diffusion.fingerprint import surroundings
+from sdvq_core.diffusion.precision import pick_dtype
 from sdvq_core.diffusion.sources import find_source
 from sdvq_core.engine import Engine
 from sdvq_core.evaluation.floors import OTHER_SEED, SEED_LABEL, other_precision
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 def evaluate(engine: Engine, job: EvaluateJob) -> Iterator[Progress | Notice | EvaluateResult]:
     """Draw every prompt and seed with every arm, and compare with the first arm; the last event is the result."""
     arms = [parse_arm(word) for word in job.arms]
+    if engine.setup.compresses_text:
+        yield from engine.prepare(job.model)  # with progress; else it is loaded when it is first needed
     yield from _compressed(engine, job, arms)
     bench = _bench(engine, job)
     first = _subject(bench, arms[0])
@@ -63,7 +66,8 @@ def _compressed(engine: Engine, job: EvaluateJob, arms: Sequence[Arm]) -> Iterat
 
 def _bench(engine: Engine, job: EvaluateJob) -> Bench:
     source, device = find_source(job.model), pick_device(engine.device)
-    context = (engine.fingerprint(job.model), surroundings(source), device.type, *versions().values())
+    around = (surroundings(source), device.type, *engine.setup.changes(device))
+    context = (engine.fingerprint(job.model), *around, *versions().values())
     store = SampleStore(engine.data / "evaluations")
     bench = Bench(engine, job, source, context, store, Meter(0))
     sets, looks = len(job.arms) + 2, len(job.arms)  # the floors are two sets, one of them looked at step by step
@@ -99,8 +103,8 @@ def _measured(
 
 def _precision_floor(bench: Bench, arm: Arm, judge: Judge) -> Generator[Progress, None, ArmSummary | None]:
     """Progress; returns None where there is no memory for a second copy."""
-    on_cuda = pick_device(bench.engine.device).type == "cuda"
-    subject = other_precision(bench.engine, bench.job.model, arm, torch.float16 if on_cuda else torch.float32)
+    dtype = pick_dtype(bench.engine.setup.dtype, pick_device(bench.engine.device))
+    subject = other_precision(bench.engine, bench.job.model, arm, dtype)
     before = bench.meter.done
     try:
         return (yield from _measured(bench, subject, arm, judge, _subject(bench, arm)))

@@ -6,6 +6,7 @@ C latent channels of h x w. A killed evaluation loses at most the batch that it 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from sdvq_core.jobs import Progress, Sampling
 from sdvq_core.nn import mode_of
 from sdvq_core.store.samples import Kept, SampleStore, content_key
 from sdvq_core.summaries import EvaluateJob
+
+log = logging.getLogger(__name__)
 
 TRACED = {"nano": 32}  # prompts whose steps are looked at, by tier; a trace of SDXL is 15 MB
 TRACED_ELSEWHERE = 8
@@ -117,6 +120,8 @@ def _batch(bench: Bench, subject: Subject, batch: tuple[Sampling, ...], wanted: 
     unet = subject.unet()
     start = time.monotonic()
     tensors = _drawn(bench, unet, batch, wanted)
+    for notice in bench.engine.base(bench.job.model).told():
+        log.warning(notice)
     drawn = Kept(tensors, time.monotonic() - start, mode_of(unet))
     bench.store.put(folder, name, *drawn)
     return drawn, True

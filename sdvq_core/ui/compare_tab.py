@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,14 +14,15 @@ from sdvq_core.jobs import Estimate
 from sdvq_core.ui.arm_words import from_word
 from sdvq_core.ui.bit_slider import slider_value
 from sdvq_core.ui.compare_view import compare_view, serve_png
-from sdvq_core.ui.controls import Form, draw_arms, draw_sampling
-from sdvq_core.ui.cost import cost_html
+from sdvq_core.ui.controls import Form, draw_arms, draw_sampling, recipe_choices
+from sdvq_core.ui.cost import cost_html, state
 from sdvq_core.ui.guard import friendly
 from sdvq_core.ui.links import Allowed, read_query
 from sdvq_core.ui.run import Run, model_named
 from sdvq_core.ui.settings import REFERENCE, Settings, share_link
 from sdvq_core.ui.sizes import sizes_html, sizes_table
 from sdvq_core.ui.status_line import status, status_line
+from sdvq_core.ui.zero_gpu import on_gpu
 
 GPU = {"concurrency_id": "gpu", "concurrency_limit": 1}
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
@@ -63,9 +64,38 @@ class CompareTab:
         try:
             settings = self.form.read(values)
             items = [self._estimate(settings.model, arm) for arm in settings.arms]
-            return [sizes_html(items) + cost_html(items), share_link(settings.to_query())]
+            return [sizes_html(items) + cost_html(items, settings.live), share_link(settings.to_query())]
         except SdvqError as error:
             return [sizes_html([error]), gr.skip()]
+
+    def label_recipes(self, model: str) -> Any:
+        """The menu of recipes, each with its state on `model`: ready, or how long it takes."""
+        recipes, states = self.workbench.recipes(), {}
+        for recipe in recipes:
+            found = self._estimate(model, recipe.arm)
+            states[recipe.arm] = state(found) if isinstance(found, Estimate) else "not for this model"
+        return gr.update(choices=recipe_choices(recipes, states))
+
+    def settled(self, *values: Any) -> list[Any]:
+        """[last, recipes] once the form is restored: what can be looked at, and what is ready."""
+        return [self.at_hand(*values), self._recipes(values)]
+
+    def worked(self, *values: Any) -> list[Any]:
+        """[sizes, recipes] after work was done."""
+        return [self.reprice(*values), self._recipes(values)]
+
+    def _recipes(self, values: Sequence[Any]) -> Any:
+        try:
+            return self.label_recipes(self.form.read(values).model)
+        except SdvqError:
+            return gr.skip()
+
+    def seconds(self, locked: bool, *values: Any) -> float:
+        """How long `generate` will take; a form that it will refuse takes none."""
+        try:
+            return float(self.workbench.job_seconds(*self.form.read(values).jobs))
+        except SdvqError:
+            return 0.0
 
     def reprice(self, *values: Any) -> Any:
         """The sizes once more, after work was done."""
@@ -134,7 +164,7 @@ def defaults(workbench: Any) -> Settings:
         raise ConfigError("the page needs the quantizer rtn")
     arm = "rvq:bits=3" if "rvq" in names else "rtn:bits=3"
     prompt = prompts[0] if prompts else "a frog on a blue background"
-    return Settings(model.name, prompt, 0, model.steps, model.guidance, arm=arm)
+    return Settings(model.name, prompt, 0, model.steps, model.guidance, arm=arm, live=not workbench.asks_first)
 
 
 def draw_compare(workbench: Any) -> CompareTab:
@@ -157,7 +187,7 @@ def draw_compare(workbench: Any) -> CompareTab:
                 workbench.models(), catalogue, workbench.peers(), workbench.recipes(), start
             )
             parts["sizes"] = sizes_table()
-            widgets |= draw_sampling(start) | {"prompt": prompt}
+            widgets |= draw_sampling(start, workbench.asks_first) | {"prompt": prompt}
             parts["link"] = gr.Textbox(
                 label="Link to these settings", interactive=False, lines=1, max_lines=1, elem_id="link"
             )
@@ -175,15 +205,17 @@ def _connect(tab: CompareTab) -> None:
     form, parts = tab.form, tab.parts
     widgets = form.widgets
     outputs = [parts["view"], parts["status"], parts["stop"], widgets["seed"], parts["last"]]
+    generate = on_gpu(friendly(tab.generate), tab.seconds)
     job = gr.on(
-        [parts["go"].click, widgets["prompt"].submit], friendly(tab.generate), [widgets["locked"], *form.inputs],
-        outputs, show_progress_on=[parts["status"]], trigger_mode="once", **QUIET, **GPU,
+        [parts["go"].click, widgets["prompt"].submit], generate, [widgets["locked"], *form.inputs], outputs,
+        show_progress_on=[parts["status"]], trigger_mode="once", **QUIET, **GPU,
     )  # fmt: skip
-    job.then(tab.reprice, form.inputs, parts["sizes"], **QUIET)
+    after = [parts["sizes"], widgets["recipe"]]
+    job.then(tab.worked, form.inputs, after, **QUIET)
     parts["go"].click(None, None, None, js=_TO_PICTURES, **QUIET)
     cancelled = parts["stop"].click(None, cancels=[job], queue=False, **QUIET)
     cancelled.then(tab.stop, None, [parts["status"], parts["stop"]], queue=False, **QUIET).then(
-        tab.reprice, form.inputs, parts["sizes"], **QUIET
+        tab.worked, form.inputs, after, **QUIET
     )  # the job's word is not last
     groups = list(form.groups.values())
     widgets["quantizer"].input(
@@ -193,6 +225,7 @@ def _connect(tab: CompareTab) -> None:
     widgets["model"].input(
         friendly(tab.choose_model), widgets["model"], [widgets["steps"], widgets["guidance"]], **QUIET
     )
+    widgets["model"].input(tab.label_recipes, widgets["model"], widgets["recipe"], **QUIET)
     widgets["dice"].click(lambda: secrets.randbelow(DICE_SIDES), None, widgets["seed"], **QUIET)
     for button in parts["examples"]:
         button.click(lambda text: text, button, widgets["prompt"], **QUIET)

@@ -14,10 +14,24 @@ from sdvq_core.peers import PeerInfo
 from sdvq_core.quantizers.base import Knob, QuantizerInfo, Value
 from sdvq_core.ui.arm_words import AUTO, form_knobs, from_word, to_word
 from sdvq_core.ui.bit_slider import bit_slider, read_bits, slider_value
+from sdvq_core.ui.cost import LIVE
 from sdvq_core.ui.settings import Settings
 
 BASELINES = (("4-bit scalar (RTN)", "rtn:bits=4"), ("4-bit NormalFloat (NF4)", "nf4"), ("None", ""))
-FIELDS = ("prompt", "model", "seed", "steps", "guidance", "grid", "baseline", "quantizer", "bits", "recipe", "more")
+FIELDS = (
+    "prompt",
+    "model",
+    "seed",
+    "steps",
+    "guidance",
+    "grid",
+    "baseline",
+    "quantizer",
+    "bits",
+    "recipe",
+    "more",
+    "live",
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,7 @@ class Form:
             recipe=_text(given["recipe"]),
             more=_text(given["more"]),
             grid=bool(given["grid"]),
+            live=bool(given["live"]),
         )
 
     def show(self, settings: Settings) -> list[Any]:
@@ -112,8 +127,9 @@ def draw_arms(
     with gr.Accordion("Quantizer settings", open=False, elem_id="knobs"):
         knobs, groups = _draw_knobs(catalogue, arm.quantizer)
     with gr.Accordion("More arms", open=False, elem_id="more-arms"):
-        choices = [("None", ""), *((recipe.label, recipe.arm) for recipe in recipes)]
-        found["recipe"] = gr.Dropdown(choices, value=start.recipe, label="Recipe", interactive=True)
+        found["recipe"] = gr.Dropdown(
+            recipe_choices(recipes), value=start.recipe, label="Recipe", interactive=True, elem_id="recipe"
+        )
         found["more"] = gr.Textbox(
             label="Arms, one per line", lines=2, placeholder="kmeans:bits=2\nnf4:block_size=32", interactive=True,
             info="Words of the command line, or an artifact's folder.",
@@ -121,9 +137,17 @@ def draw_arms(
     return found, knobs, groups
 
 
-def draw_sampling(start: Settings) -> dict[str, Any]:
-    """Seed, steps, guidance."""
+def recipe_choices(recipes: Sequence[Any], states: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
+    """The recipes of the menu; states: of their arms, where known."""
+    known = states or {}
+    ends = {recipe.arm: f" · {known[recipe.arm]}" if recipe.arm in known else "" for recipe in recipes}
+    return [("None", ""), *((recipe.label + ends[recipe.arm], recipe.arm) for recipe in recipes)]
+
+
+def draw_sampling(start: Settings, asks: bool = False) -> dict[str, Any]:
+    """Seed, steps, guidance; with `asks`, whether to compress what is not ready."""
     found: dict[str, Any] = {}
+    found["live"] = gr.Checkbox(start.live, label=LIVE, interactive=True, visible=asks, elem_id="live")
     with gr.Row(elem_classes="seed-row"):
         found["seed"] = gr.Number(start.seed, label="Seed", precision=0, minimum=0, interactive=True, min_width=90)
         found["dice"] = gr.Button("⚄ New", size="sm", min_width=60, elem_id="dice", elem_classes="dice")

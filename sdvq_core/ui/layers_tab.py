@@ -14,6 +14,7 @@ from sdvq_core.records import Report
 from sdvq_core.ui.guard import friendly
 from sdvq_core.ui.layer_table import COLUMNS, detail_html, table_rows, write_csv
 from sdvq_core.ui.plot_click import plot_click
+from sdvq_core.ui.zero_gpu import on_gpu
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 EMPTY = "Generate a comparison first. This tab then shows where each arm loses information, layer by layer."
@@ -72,6 +73,10 @@ class LayersTab:
         details = [self.workbench.layer_detail(last[0], word, layer) for word in arms]
         return [detail_html(layer, details, [report, second]), weight_histogram(details), codebook_usage(details[0])]
 
+    def seconds(self, last: Any, arm: str, other: str, layer: str | None) -> float:
+        """How long `detail` will take."""
+        return _DETAIL_SECONDS
+
     def pick(self, event: gr.EventData) -> Any:
         """The layer whose bar or dot was clicked."""
         return event._data.get("name")
@@ -90,6 +95,7 @@ class LayersTab:
         return _named(report, arm), _named(second, other)
 
 
+_DETAIL_SECONDS = 30.0  # loading the model, and one layer of it
 _NO_CURVE = gr.update(value=None, visible=False)
 
 
@@ -145,7 +151,7 @@ def _connect(tab: LayersTab, last: Any) -> None:
     drawn = [parts[name] for name in ("bars", "heat", "scatter", "table", "csv", "layer", "curve")]
     detail = [parts[name] for name in ("facts", "histogram", "usage")]
     filled = [parts[name] for name in ("hint", "body", "a", "b")]
-    draw, show = friendly(tab.draw), friendly(tab.detail)
+    draw, show = friendly(tab.draw), on_gpu(friendly(tab.detail), tab.seconds)
     last.change(tab.fill, last, filled, **QUIET).then(draw, choice, drawn, **QUIET).then(show, choice, detail, **QUIET)
     gr.on([parts["a"].input, parts["b"].input], draw, choice, drawn, **QUIET).then(show, choice, detail, **QUIET)
     parts["layer"].change(show, choice, detail, trigger_mode="always_last", **QUIET)

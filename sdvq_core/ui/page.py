@@ -37,7 +37,8 @@ def build(workbench: Any) -> Any:
         priced = restored.then(**compare.parts["price"]).then(**compare.parts["absolute"])
         quantizer = compare.form.widgets["quantizer"]
         restored.then(compare.describe, quantizer, quantizer, **QUIET)
-        priced.then(compare.at_hand, compare.form.inputs, compare.parts["last"], **QUIET)
+        settled = [compare.parts["last"], compare.form.widgets["recipe"]]
+        priced.then(compare.settled, compare.form.inputs, settled, **QUIET)
         draw_api(workbench)
     return page.queue(max_size=24)
 

@@ -18,7 +18,10 @@ _BETWEEN_ARMS = re.compile(r"[;\n]|,(?!\s*\w+\s*=)")
 
 @dataclass(frozen=True)
 class Settings:
-    """arm: the chosen quantizer with bits and knobs, as a word. grid: this seed and the next three."""
+    """arm: the chosen quantizer with bits and knobs, as a word. grid: this seed and the next three.
+
+    live: whether arms that are not ready may be compressed now; never part of a link.
+    """
 
     model: str
     prompt: str
@@ -30,6 +33,7 @@ class Settings:
     recipe: str = ""
     more: str = ""
     grid: bool = False
+    live: bool = True
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -47,7 +51,7 @@ class Settings:
         if seeds[-1] > MAX_SEED:
             raise ConfigError(f"with a grid of {GRID_SEEDS} seeds, seed must be at most {MAX_SEED - GRID_SEEDS + 1}")
         samplings = [Sampling(self.prompt, seed, self.steps, self.guidance) for seed in seeds]
-        return tuple(CompareJob(self.model, self.arms, sampling) for sampling in samplings)
+        return tuple(CompareJob(self.model, self.arms, sampling, self.live) for sampling in samplings)
 
     def to_query(self) -> dict[str, str]:
         """The settings as URL parameters; `links.read_query` is the inverse."""

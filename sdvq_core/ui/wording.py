@@ -67,6 +67,15 @@ def seconds(value: float | None) -> str:
     return f"{value:.2g} s" if value < 10 else f"{value:.0f} s" if value < 100 else f"{value / 60:.1f} min"
 
 
+def about(value: float) -> str:
+    """``about 12 seconds``, ``about 3 minutes``, ``about 2.5 hours``."""
+    for limit, unit, length in ((90, "second", 1), (90 * 60, "minute", 60), (math.inf, "hour", 3600)):
+        if value < limit:
+            count = round(value / length, 1) if unit == "hour" else max(1, round(value / length))
+            return f"about {count:g} {unit}{'' if count == 1 else 's'}"
+    raise AssertionError("unreachable")
+
+
 def scores(values: Scores) -> list[tuple[str, str]]:
     """Label and value of each measure that there is."""
     rows = (
@@ -97,6 +106,7 @@ def progress(event: Progress) -> tuple[str, str]:
     """A headline and a detail for the status line."""
     head = {
         "load": "Loading the model",
+        "download": f"Fetching {event.arm}",
         "distil": f"Distilling {event.arm}",
         "calibrate": f"Gathering statistics for {event.arm}",
         "compress": f"Compressing {event.arm}",

@@ -263,3 +263,21 @@ def _tab_until(page: Any, reached: str) -> None:
         if page.evaluate(reached):
             return
     pytest.fail(f"not reached with the Tab key: {reached}")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_what_is_ready_and_what_takes_how_long_is_said_before_the_click(
+    app: App, chromium: Any, width: int, scheme: str
+) -> None:
+    watched = visit(chromium, link(app, arm="rvq:bits=2.5", __theme=scheme), width)
+    page = watched.page
+    expect(page.locator(".cost li", has_text="rvq")).to_contain_text(
+        re.compile(r"rvq:bits=2.5: compresses \d+ layers \(about \d+ seconds? on this (CPU|GPU)\)")
+    )
+    expect(page.locator(".cost")).to_contain_text("Ready: fp16")
+    page.get_by_text("More arms").click()
+    page.get_by_label("Recipe").click()
+    menu = page.get_by_role("option", name=re.compile(r"^(✓\s*)?Preview: .* · (ready|about \d+ seconds?)$"))
+    expect(menu).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert watched.problems == []

@@ -15,10 +15,10 @@ from fake_workbench import FakeWorkbench
 from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import Work
 from sdvq_core.quantizers.base import catalogue, parse
-from sdvq_core.ui import launch_options
+from sdvq_core.ui import launch_options, wording
 from sdvq_core.ui.bit_slider import read_bits, slider_value
 from sdvq_core.ui.controls import FIELDS
-from sdvq_core.ui.cost import cost_html
+from sdvq_core.ui.cost import cost_html, state
 from sdvq_core.ui.guard import friendly
 from sdvq_core.ui.settings import Settings
 from sdvq_core.ui.sizes import sizes_html
@@ -114,7 +114,49 @@ def test_sizes_that_are_a_guess_say_so() -> None:
     assert sizes_html([replace(exact, exact=False)]).count("≈ ") == 3
 
 
-@pytest.mark.parametrize("stage", ["calibrate", "allocate", "compress", "distil", "quantize"])
+def test_what_is_ready_and_what_takes_how_long_is_told() -> None:
+    made = FakeWorkbench().estimate("nano", "fp16")
+    item = replace(FakeWorkbench().estimate("nano", "rtn:bits=4"), device="GPU")
+    timed = replace(item, work=(Work("calibrate", 5, seconds=60.0), Work("compress", 60, seconds=140.0)))
+    assert "Ready: <b>fp16</b>" in cost_html([made, timed])
+    assert "compresses 60 layers (about 3 minutes on this GPU)" in cost_html([made, timed])
+    assert "compresses 60 layers (not timed on this GPU yet)" in cost_html([made, item])
+    fetched = replace(item, work=(Work("download", 1, "some/where"),))
+    assert "is fetched from some/where</li>" in cost_html([made, fetched])
+    absent = replace(timed, work=(Work("fetch", 1, "some/model"), *timed.work))
+    text = "fetches the model from some/model, about 7 GB, then gathers statistics of 5 layers"
+    assert text in cost_html([made, absent])
+    assert "(about 3 minutes on this GPU)" in cost_html([made, absent])
+    assert [state(each) for each in (made, timed, item, fetched)] == ["ready", "about 3 minutes", "not ready", "ready"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "about 1 second"),
+        (45, "about 45 seconds"),
+        (100, "about 2 minutes"),
+        (5340, "about 89 minutes"),
+        (9000, "about 2.5 hours"),
+    ],
+)
+def test_durations_in_words(seconds: float, text: str) -> None:
+    assert wording.about(seconds) == text
+
+
+def test_the_menu_of_recipes_says_which_are_ready(compare: Any, bench: Any) -> None:
+    bench.made.clear()
+    assert compare.label_recipes("nano")["choices"] == [("None", ""), ("Preview, 3 bits · not ready", "@preview")]
+    bench.made.add("@preview")
+    shown = values(compare)
+    assert [update[1]["choices"][1][0] for update in (compare.settled(*shown), compare.worked(*shown))] == [
+        "Preview, 3 bits · ready"
+    ] * 2
+    assert compare.label_recipes("nano")["choices"][1] == ("Preview, 3 bits · ready", "@preview")
+    bench.made.clear()
+
+
+@pytest.mark.parametrize("stage", ["fetch", "download", "calibrate", "allocate", "compress", "distil", "quantize"])
 def test_every_stage_has_its_sentence(stage: str) -> None:
     exact = FakeWorkbench().estimate("nano", "rtn:bits=4")
     shown = cost_html([replace(exact, work=(Work(stage, 42, "a<b"),))])
