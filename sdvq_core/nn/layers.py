@@ -96,6 +96,7 @@ class QuantizedLayer(StoredBuffers):
         self.form, self.meta, self.shape = form, dict(meta), tuple(weight.shape)
         self.dtype = weight.dtype
         self.mode = "resident"
+        self.auto = False  # whether `mode` may be chosen again when the model moves
         self._shared = (shared,)  # in a tuple, so that it is not a submodule of every layer
         self._decoded: Tensor | None = None
         self._decoder: _Decoder | None = None
@@ -238,4 +239,4 @@ def set_mode(model: nn.Module, mode: str) -> None:
         raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
-            module.mode, module._decoded, module._decoder = mode, None, None
+            module.mode, module.auto, module._decoded, module._decoder = mode, False, None, None
