@@ -89,6 +89,12 @@ class QuantizedLayer(StoredBuffers):
     kind: ClassVar[str]
     bias: nn.Parameter | None
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A float layer where it is called as that is: PEFT makes a convolution by `type(layer)(channels, rank, …)`."""
+        if (args and not isinstance(args[0], nn.Module)) or (kwargs and not args):
+            return cls.replaces(*args, **kwargs)
+        return super().__new__(cls)
+
     def __init__(self, original: nn.Module, form: str, meta: Meta, shared: SharedCodebooks) -> None:
         nn.Module.__init__(self)  # not that of the float layer, which would make a weight
         weight, bias = original.weight, original.bias

@@ -6,13 +6,13 @@ import pickle
 import pytest
 import torch
 from accelerate import cpu_offload
-from conftest import NANO, answer, apart, latents, make_pipe
 from diffusers import (
     AutoPipelineForImage2Image,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from native_cases import NANO, answer, apart, latents, make_pipe
 from torch import nn
 
 from sdvq_core.errors import ConfigError, StoreError

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 import torch
-from conftest import NANO, WORD, answer
 from diffusers import AutoencoderKL, PipelineQuantizationConfig, StableDiffusionXLPipeline, UNet2DConditionModel
+from native_cases import NANO, WORD, answer
 from safetensors.torch import save_file
 
 from sdvq_core import CompressionPlan, SdvqConfig, compress, make

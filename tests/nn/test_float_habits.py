@@ -26,6 +26,13 @@ def test_whoever_asks_for_the_class_gets_the_float_layer():
         swap_layer(model, "line", coded["line"])
 
 
+def test_called_as_the_float_layer_it_makes_one():
+    model, _ = small("rtn")
+    conv, line = type(model.conv)(16, 4, 3, padding=1, bias=False), type(model.line)(in_features=24, out_features=4)
+    assert (type(conv), conv.padding, conv.bias) == (nn.Conv2d, (1, 1), None)
+    assert (type(line), line.weight.shape) == (nn.Linear, (4, 24))
+
+
 @MODES
 def test_a_weight_is_read_as_any_tensor(mode):
     model, coded = small("rvq")
