@@ -30,7 +30,7 @@ def latents(pipe: Callable[..., Any], **options: Any) -> torch.Tensor:
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
     """Largest difference, as a share of the largest number."""
-    return float((one - other).abs().max() / other.abs().max())
+    return float(((one - other).abs().max() / other.abs().max()).detach())
 
 
 def answer(unet: Any) -> torch.Tensor:
