@@ -37,7 +37,7 @@ class SdvqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         super().__init__(quantization_config, **options)
         self.names: frozenset[str] = frozenset()
         self.card: Mapping[str, str] = {}
-        self._dtype: torch.dtype | None = None
+        self._dtype = torch.float32
         self._files: list[Path] = []
         self._encoder: Encoder | None = None
         self._encoded: Collection[str] = ()
@@ -48,9 +48,9 @@ class SdvqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         if self._encoder is not None and isinstance(device_map, dict) and len(set(device_map.values())) > 1:
             raise ConfigError("a model is compressed on one device while it loads; pass a device_map such as 'cpu'")
 
-    def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype | None:
-        self._dtype = torch_dtype
-        return torch_dtype
+    def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
+        self._dtype = torch_dtype or torch.float32
+        return self._dtype
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
         self._files = [Path(file) for file in checkpoint_files]
@@ -99,8 +99,8 @@ class SdvqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
             manifest, self.card = self._encoder.compress(model, _bar)
             self.quantization_config = SdvqConfig.of(manifest)
             self._encoder, self._encoded = None, ()
-        self.settle(model, self._dtype or torch.float32)
-        choose_mode(model, self._dtype or torch.float32)
+        self.settle(model, self._dtype)
+        choose_mode(model, self._dtype)
         return model
 
     def settle(self, model: Any, dtype: torch.dtype) -> None:
