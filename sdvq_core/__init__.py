@@ -4,6 +4,7 @@ Importing this package is light; it also makes diffusers load SDVQ artifacts: af
 `UNet2DConditionModel.from_pretrained(ARTIFACT)` works by itself.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,14 @@ from sdvq_core.quantizers import catalogue, make
 from sdvq_core.version import __version__
 
 if TYPE_CHECKING:
+    from sdvq_core.integrations.diffusers import SdvqConfig
     from sdvq_core.integrations.loading import load_artifact
     from sdvq_core.workbench import Workbench
 
 __all__ = [
     "CompressionPlan",
     "Rule",
+    "SdvqConfig",
     "Workbench",
     "__version__",
     "catalogue",
@@ -29,9 +32,19 @@ __all__ = [
     "make",
 ]
 
-_HEAVY = {"Workbench": "sdvq_core.workbench", "load_artifact": "sdvq_core.integrations.loading"}
+_HEAVY = {
+    "SdvqConfig": "sdvq_core.integrations.diffusers",
+    "Workbench": "sdvq_core.workbench",
+    "load_artifact": "sdvq_core.integrations.loading",
+}
 
-integrations.install()
+
+def _on_load(recipe: str, keep: Sequence[str]) -> Any:
+    """What compresses a model while diffusers loads it; its room is imported now, above the rooms that only read."""
+    return import_module("sdvq_core.on_load").OnLoad(recipe, keep)
+
+
+integrations.install(_on_load)
 
 
 def __getattr__(name: str) -> Any:

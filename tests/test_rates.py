@@ -61,8 +61,7 @@ def test_a_cpu_starts_from_what_was_measured_on_one(tmp_path: Path) -> None:
     work = plan("rvq:bits=3")
     two, one = (Rates(tmp_path, f"x86_64 CPU, {words}").compression(work) for words in ("2 threads", "1 thread"))
     assert two == pytest.approx(weights_of(work) / 3.91e6)
-    assert one is not None
-    assert one > two  # type: ignore[operator]
+    assert one is None  # nobody has measured that
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', '{"a": NaN}', '{"a": -1}', "\x00"])

@@ -11,8 +11,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from sdvq_core.errors import LayerError, StoreError
+from sdvq_core.integrations.diffusers import SdvqConfig, make_native
 from sdvq_core.nn import check_mode, make_ready, swap_layer
 from sdvq_core.store import Artifact, is_artifact, read_artifact
+from sdvq_core.store.manifest import card_metadata
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,10 @@ def build_unet(artifact: Artifact, dtype: torch.dtype = torch.float32) -> UNet2D
         raise StoreError(
             f"the artifact does not fit its own config: {(absent + unexpected)[0]} is missing or not expected"
         )
-    return unet.eval().requires_grad_(False)
+    card = card_metadata(artifact.records, artifact.versions, artifact.curve) if artifact.records else {}
+    make_native(unet, SdvqConfig.of(artifact.manifest), card, dtype)
+    found: UNet2DConditionModel = unet.eval().requires_grad_(False)
+    return found
 
 
 def load_artifact(

@@ -3,10 +3,12 @@
 mode "resident": decoded once, at the first forward, and kept in the dtype of the input (speed of the float layer).
 mode "streaming": decoded in every forward and dropped, or inside the product (memory of the codes).
 Stored arrays keep their dtype under `.to(dtype)` and `.half()`; they move with `.to(device)`.
+A quantized layer *is* the float layer that it replaces (`isinstance`), for PEFT and all others who ask that way.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
@@ -16,6 +18,8 @@ from torch.nn import functional as F
 
 from sdvq_core.errors import ConfigError
 from sdvq_core.kernels import way
+from sdvq_core.nn.compiling import decode_op
+from sdvq_core.nn.guard import guarded
 from sdvq_core.qtensor import Meta, QuantizedTensor, TensorSpec, get_format
 
 MODES = ("resident", "streaming")
@@ -39,6 +43,13 @@ class SharedCodebooks(StoredBuffers):
 
     def get(self, name: str) -> Tensor:
         """The set called `name`."""
+        if hasattr(self, "_hf_hook"):  # accelerate, which brings what is offloaded around a call
+            found: Tensor = self(name)
+            return found
+        return self.forward(name)
+
+    def forward(self, name: str) -> Tensor:
+        """The set called `name`, where it is now."""
         buffer = self._buffers[name]
         assert buffer is not None
         return buffer
@@ -69,18 +80,29 @@ def _version(tensor: Tensor) -> float:
 
 
 class QuantizedLayer(StoredBuffers):
-    """What the two kinds of layer share. `replaces` is the float layer, `kind` its word in reports."""
+    """What the two kinds of layer share. `replaces` is the float layer, `kind` its word in reports.
+
+    dtype: what the layer computes in where nobody says otherwise; follows `.to(dtype)`.
+    """
 
     replaces: ClassVar[type[nn.Module]]
     kind: ClassVar[str]
     bias: nn.Parameter | None
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A float layer where it is called as that is: PEFT makes a convolution by `type(layer)(channels, rank, …)`."""
+        if (args and not isinstance(args[0], nn.Module)) or (kwargs and not args):
+            return cls.replaces(*args, **kwargs)
+        return super().__new__(cls)
+
     def __init__(self, original: nn.Module, form: str, meta: Meta, shared: SharedCodebooks) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not that of the float layer, which would make a weight
         weight, bias = original.weight, original.bias
         assert isinstance(weight, Tensor)
         self.form, self.meta, self.shape = form, dict(meta), tuple(weight.shape)
+        self.dtype = weight.dtype
         self.mode = "resident"
+        self.auto = False  # whether `mode` may be chosen again when the model moves
         self._shared = (shared,)  # in a tuple, so that it is not a submodule of every layer
         self._decoded: Tensor | None = None
         self._decoder: _Decoder | None = None
@@ -88,6 +110,7 @@ class QuantizedLayer(StoredBuffers):
         for name, spec in self.specs.items():
             if not spec.shared:
                 self.register_buffer(name, torch.empty(spec.shape, dtype=spec.dtype, device="meta"))
+        self._words = json.dumps(self.meta)
         self.bias = bias if isinstance(bias, nn.Parameter) else None
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
@@ -115,7 +138,10 @@ class QuantizedLayer(StoredBuffers):
         return buffer
 
     def decoded(self, dtype: torch.dtype) -> Tensor:
-        """The weight in `dtype`, from memory in resident mode."""
+        """The weight in `dtype`, from memory in resident mode unless accelerate offloads the layer after each use."""
+        if getattr(getattr(self, "_hf_hook", None), "offload", False):
+            self._decoded = None
+            return self._decode(dtype)
         if self.mode == "streaming":
             return self._decode(dtype)
         if self._decoded is None or self._decoded.dtype != dtype:
@@ -123,6 +149,9 @@ class QuantizedLayer(StoredBuffers):
         return self._decoded
 
     def _decode(self, dtype: torch.dtype) -> Tensor:
+        if torch.compiler.is_compiling():
+            traced: Tensor = decode_op(list(self.stored.values()), self.form, self.shape, self._words, dtype)
+            return traced
         stored, form = self.stored, get_format(self.form)
         if self.mode == "resident" or not form.is_prepared(self.meta):
             return form.decode(stored, self.shape, self.meta, dtype)  # checked when it was filled
@@ -135,18 +164,31 @@ class QuantizedLayer(StoredBuffers):
 
     @property
     def weight(self) -> Tensor:
-        """The decoded weight, in the dtype of the bias or float32, for code that looks at weights."""
-        return self.decoded(torch.float32 if self.bias is None else self.bias.dtype)
+        """The decoded weight in `dtype`, for code that looks at weights; writing into it is refused."""
+        return guarded(self.decoded(self.dtype))
+
+    def float_layer(self) -> nn.Module:
+        """The float layer with the decoded weight in `dtype`; it shares the bias."""
+        layer: Any = self._empty()
+        layer.weight = nn.Parameter(self._decode(self.dtype).contiguous(), requires_grad=False)
+        layer.bias = self.bias
+        found: nn.Module = layer.train(self.training)
+        return found
+
+    def _empty(self) -> nn.Module:
+        """A layer of class `replaces` with tensors on the meta device."""
+        raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._decoded = self._decoder = None  # they hold arrays that may be about to move
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         return f"{list(self.shape)}, {self.form}, {self.mode}"
 
 
-class QuantizedLinear(QuantizedLayer):
+class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc, override]
     """Stands in for nn.Linear: x [..., I] -> [..., O]."""
 
     replaces = nn.Linear
@@ -156,13 +198,16 @@ class QuantizedLinear(QuantizedLayer):
         super().__init__(original, form, meta, shared)
         self.in_features, self.out_features = original.in_features, original.out_features
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.mode == "streaming" and way(x.device) == "triton":
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        if not torch.compiler.is_compiling() and self.mode == "streaming" and way(x.device) == "triton":
             return get_format(self.form).linear(x, self.stored, self.shape, self.meta, self.bias)
         return F.linear(x, self.decoded(x.dtype), self.bias)
 
+    def _empty(self) -> nn.Module:
+        return nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
 
-class QuantizedConv2d(QuantizedLayer):
+
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc, override]
     """Stands in for nn.Conv2d with one group: x [N, I, H, W] -> [N, O, H', W']."""
 
     replaces = nn.Conv2d
@@ -175,8 +220,13 @@ class QuantizedConv2d(QuantizedLayer):
         self.padding, self.dilation, self.groups = original.padding, original.dilation, original.groups
         self.padding_mode = original.padding_mode
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
         return F.conv2d(x, self.decoded(x.dtype), self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _empty(self) -> nn.Module:
+        shape: dict[str, Any] = {"kernel_size": self.kernel_size, "stride": self.stride, "padding": self.padding}
+        shape |= {"dilation": self.dilation, "groups": self.groups, "bias": self.bias is not None}
+        return nn.Conv2d(self.in_channels, self.out_channels, **shape, device="meta")
 
 
 LAYERS: tuple[type[QuantizedLayer], ...] = (QuantizedLinear, QuantizedConv2d)
@@ -184,6 +234,8 @@ LAYERS: tuple[type[QuantizedLayer], ...] = (QuantizedLinear, QuantizedConv2d)
 
 def kind_of(module: nn.Module) -> str | None:
     """`linear` or `conv2d` for a float layer that has a quantized counterpart, else None."""
+    if isinstance(module, QuantizedLayer):
+        return None
     return next((layer.kind for layer in LAYERS if isinstance(module, layer.replaces)), None)
 
 
@@ -193,4 +245,4 @@ def set_mode(model: nn.Module, mode: str) -> None:
         raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
-            module.mode, module._decoded, module._decoder = mode, None, None
+            module.mode, module.auto, module._decoded, module._decoder = mode, False, None, None

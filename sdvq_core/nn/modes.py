@@ -55,6 +55,20 @@ def make_ready(model: nn.Module, mode: str, dtype: torch.dtype) -> str | None:
     return None
 
 
+def choose_mode(model: nn.Module, dtype: torch.dtype) -> None:
+    """`auto` for a model that will move and decode later: nothing is decoded now, and `choose_again` may differ."""
+    set_mode(model, "resident" if _fits(model, dtype) else "streaming")
+    for _, layer in quantized_layers(model):
+        layer.auto = True
+
+
+def choose_again(model: nn.Module) -> None:
+    """Choose anew where `model` is now, unless somebody has said since `choose_mode` which mode it shall be in."""
+    layers = [layer for _, layer in quantized_layers(model)]
+    if layers and all(layer.auto for layer in layers):
+        choose_mode(model, layers[0].dtype)
+
+
 def mode_of(model: nn.Module) -> str:
     """ "streaming" if a layer of `model` is, else "resident"; float weights always are."""
     return "streaming" if any(layer.mode == "streaming" for _, layer in quantized_layers(model)) else "resident"

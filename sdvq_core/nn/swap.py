@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sdvq_core.errors import LayerError
 from sdvq_core.ledger import SHARED_PREFIX
-from sdvq_core.nn.layers import LAYERS, QuantizedLayer, SharedCodebooks
+from sdvq_core.nn.layers import LAYERS, QuantizedLayer, SharedCodebooks, kind_of
 from sdvq_core.qtensor import Meta, QuantizedTensor
 
 
@@ -19,7 +19,7 @@ def swap_spec(model: nn.Module, name: str, form: str, meta: Meta, shape: Sequenc
         original = model.get_submodule(name)
     except AttributeError:
         raise LayerError(name, "no such layer in this model") from None
-    layer_type = next((layer for layer in LAYERS if isinstance(original, layer.replaces)), None)
+    layer_type = next((layer for layer in LAYERS if layer.kind == kind_of(original)), None)
     if layer_type is None:
         raise LayerError(name, f"is a {type(original).__name__}; only Linear and Conv2d can be compressed")
     weight = original.weight

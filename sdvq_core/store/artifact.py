@@ -212,6 +212,11 @@ def _open(folder: Path) -> Any:
     try:
         return safe_open(folder / WEIGHTS_NAME, "pt")
     except FileNotFoundError:
+        if any(folder.glob("*.safetensors")):
+            raise StoreError(
+                f"{folder} has no {WEIGHTS_NAME}; what was saved in shards or as a variant is read by "
+                "UNet2DConditionModel.from_pretrained, which also saves it as one file"
+            ) from None
         raise StoreError(f"{folder} has no {WEIGHTS_NAME}; compress the model again") from None
     except (SafetensorError, OSError) as error:
         raise StoreError(

@@ -131,6 +131,17 @@ def blank_metadata(layers: int) -> dict[str, str]:
     return {CARD_KEY: " " * (_CARD_NBYTES + _CARD_LAYER_NBYTES * layers - 2)}
 
 
+def read_card(file: Path) -> dict[str, str]:
+    """The report card in the metadata of a safetensors file, to be written again; empty where there is none."""
+    try:
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        text = header["__metadata__"][CARD_KEY]
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
+        return {}
+    return {CARD_KEY: str(text)}
+
+
 def parse_card(text: str, manifest: Manifest) -> tuple[tuple[LayerRecord, ...], dict[str, str], Curve]:
     """(layer table, versions, loss curve); all empty for a folder that another library saved again, without a card."""
     if not text:
