@@ -2,14 +2,19 @@
 
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
-from docs_snippets import blocks, run
+from docs_snippets import blocks, run, walk
+
+from sdvq_core.diffusion.components import part_of_folder, write_single_file
+from sdvq_core.diffusion.folders import WEIGHTED
+from sdvq_core.diffusion.sources import nano_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-DIFFUSERS = ROOT / "docs" / "diffusers.md"
+DIFFUSERS, SDXL = ROOT / "docs" / "diffusers.md", ROOT / "docs" / "sdxl.md"
 
 
 def test_a_block_that_fails_points_at_its_line(tmp_path):
@@ -39,6 +44,23 @@ def test_the_diffusers_document(tmp_path, monkeypatch):
     found = run(DIFFUSERS, names)
     assert found["image"].size == (64, 64)
     assert len(blocks(DIFFUSERS)) >= 8
+
+
+def test_from_a_checkpoint_to_a_running_pipeline(tmp_path, monkeypatch):
+    """docs/sdxl.md from its first command to its last, on nano as one file in the original layout."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDVQ_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with ExitStack() as stack:
+        parts = {part: part_of_folder(nano_folder() / part, stack) for part in WEIGHTED}
+        for _ in write_single_file(tmp_path / "my-model.safetensors", parts):
+            pass
+    # diffusers tells SDXL's two text encoders apart by their width, and nano's are equally wide
+    single = 'from_single_file(\n    "my-model.safetensors", config="assets/sdxl", '
+    found = walk(SDXL, {}, {single: f'from_pretrained("{nano_folder()}", '})
+    assert found["image"].size == (64, 64)
+    assert (tmp_path / "decoded.safetensors").is_file()
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 3
 
 
 def write_lora(path: Path, artifact: Path) -> None:
