@@ -56,7 +56,7 @@ def test_from_a_checkpoint_to_a_running_pipeline(tmp_path, monkeypatch):
         for _ in write_single_file(tmp_path / "my-model.safetensors", parts):
             pass
     # diffusers tells SDXL's two text encoders apart by their width, and nano's are equally wide
-    single = 'from_single_file(\n    "my-model.safetensors", config="assets/sdxl", '
+    single = 'from_single_file("my-model.safetensors", config="assets/sdxl", '
     found = walk(SDXL, {}, {single: f'from_pretrained("{nano_folder()}", '})
     assert found["image"].size == (64, 64)
     assert (tmp_path / "decoded.safetensors").is_file()

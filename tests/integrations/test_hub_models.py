@@ -25,7 +25,7 @@ def hub(tmp_path):
     """(address, folder) of a running Hub."""
     folder = tmp_path / "hub"
     folder.mkdir()
-    command = [sys.executable, Path(__file__).with_name("fake_hub.py"), folder]
+    command = [sys.executable, Path(__file__).with_name("writable_hub.py"), folder]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         yield f"http://127.0.0.1:{server.stdout.readline().strip()}", folder
         server.terminate()
