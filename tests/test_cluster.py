@@ -17,8 +17,10 @@ from sdvq_core.arms import parse_arm
 from sdvq_core.cluster import RayCrew
 from sdvq_core.engine import Engine
 from sdvq_core.errors import ConfigError, LayerError
-from sdvq_core.jobs import Progress
+from sdvq_core.evaluation import evaluate, samples
+from sdvq_core.jobs import Progress, Sampling
 from sdvq_core.production import Means
+from sdvq_core.summaries import EvaluateJob
 
 ray = pytest.importorskip("ray", reason="Ray is optional")
 pytestmark = [pytest.mark.filterwarnings("ignore")]  # of Ray's own
@@ -118,3 +120,19 @@ def test_a_cluster_without_what_is_asked_for_and_odd_words_are_refused(two_nodes
         list(RayCrew(torch.device("cuda")).run(fail, [0]))
     with pytest.raises(ConfigError, match="engine must be one of local, ray, got 'dask'"):
         Means(engine="dask")
+
+
+def test_prompts_of_an_evaluation_are_drawn_by_the_cluster(two_nodes, tiny_pipeline_folder, tmp_path, monkeypatch):
+    """All but the floor of the other precision; measures are those of this machine alone, to rounding."""
+    job = EvaluateJob(
+        str(tiny_pipeline_folder), ("fp16", "rtn:bits=3"), ("a red frog", "green"), Sampling("", 0, 2, 4.0)
+    )
+    *_, alone = evaluate(Engine(tmp_path / "local", "cpu"), job)
+    here, draw = [], samples._drawn
+    monkeypatch.setattr(samples, "_drawn", lambda *words: here.append(words[2]) or draw(*words))
+    *events, found = evaluate(Engine(tmp_path / "ray", "cpu", means=Means(engine="ray")), job)
+    assert len(here) == 1
+    assert any(isinstance(event, Progress) and "by the cluster" in event.text for event in events)
+    for one, other in zip(found.arms[1:], alone.arms[1:], strict=True):
+        assert one.to_json()["psnr"] == pytest.approx(other.to_json()["psnr"], rel=1e-3)
+        assert one.to_json()["latent_mse"] == pytest.approx(other.to_json()["latent_mse"], rel=1e-3, abs=1e-9)

@@ -52,6 +52,7 @@ Statistics = Annotated[
 ]
 Memory = Annotated[float | None, typer.Option(help="Gigabytes for statistics; default: half of what is free.", min=0)]
 
+EngineWord = Annotated[str, typer.Option("--engine", help="Who works: local, or ray, a Ray cluster (RAY_ADDRESS).")]
 MaxMemory = Annotated[
     float | None, typer.Option(help="Gigabytes that compressing may take; default: what is free.", min=0)
 ]
@@ -105,9 +106,7 @@ def compress(
         bool,
         typer.Option("--partial", help="Compute nothing: write the layers finished so far to --out, rest in 16 bits."),
     ] = False,
-    engine: Annotated[
-        str, typer.Option(help="Who encodes layers: local, or ray, a Ray cluster (RAY_ADDRESS).")
-    ] = "local",
+    engine: EngineWord = "local",
     text_encoders: TextEncoders = "16",
     device: Device = "auto",
     as_json: Json = False,
@@ -255,6 +254,7 @@ def evaluate(
     seed: Seed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
+    engine: EngineWord = "local",
     device: Device = "auto",
     mode: Mode = "auto",
     dtype: Dtype = "auto",
@@ -265,9 +265,11 @@ def evaluate(
     """Measure arms over many prompts, with intervals and noise floors; a run that was stopped goes on where it was."""
     from sdvq_core.calibration import read_prompts
     from sdvq_core.evaluation import markdown, write_report
+    from sdvq_core.production import Means
     from sdvq_core.results import evenly
 
-    workbench = _workbench(device, mode=mode, setup=_setup(dtype, offload, text_encoders))
+    setup, means = _setup(dtype, offload, text_encoders), Means(engine=engine)
+    workbench = _workbench(device, mode=mode, setup=setup, means=means)
     texts = workbench.default_prompts(model) if prompts is None else list(read_prompts(prompts))
     if n is not None and n > len(texts):
         say(f"only {len(texts)} prompts are there; using all of them")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ from sdvq_core.peers import EXTRA
 from sdvq_core.records import Footprint, Ledger, Report, TextReport
 
 T = TypeVar("T")
+
+_SILENCE_SECONDS = 10
 
 
 def last(events: Iterator[Any], wanted: type[T]) -> T:
@@ -32,10 +35,12 @@ def last(events: Iterator[Any], wanted: type[T]) -> T:
 
 
 def _progress_line() -> Callable[[Progress | None], None]:
-    """A function that draws progress: in place on a terminal, one line per stage and arm elsewhere."""
+    """A function that draws progress: in place on a terminal; elsewhere a line per stage and arm, and now and then."""
     state: dict[str, object] = {"last": None}
+    said = time.monotonic()
 
     def show(event: Progress | None) -> None:
+        nonlocal said
         live = sys.stderr.isatty()
         if event is None:
             if live and state["last"]:
@@ -46,11 +51,17 @@ def _progress_line() -> Callable[[Progress | None], None]:
         if live:
             sys.stderr.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
             sys.stderr.flush()
-        elif event.done == event.total or (event.stage, event.arm) != state["last"]:
+        elif _is_news(event, state["last"]) or time.monotonic() - said > _SILENCE_SECONDS:
+            said = time.monotonic()
             sys.stderr.write(text + "\n")
+            sys.stderr.flush()
         state["last"] = (event.stage, event.arm)
 
     return show
+
+
+def _is_news(event: Progress, last: object) -> bool:
+    return event.done == event.total or (event.stage, event.arm) != last
 
 
 def print_answer(as_json: bool, data: dict[str, Any], lines: list[str]) -> None:

@@ -9,24 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.diffusion.base_model import pick_device
-from sdvq_core.diffusion.fingerprint import surroundings
 from sdvq_core.diffusion.precision import pick_dtype
 from sdvq_core.diffusion.sources import find_source
 from sdvq_core.engine import Engine
+from sdvq_core.evaluation.ahead import drawn_ahead
 from sdvq_core.evaluation.floors import OTHER_SEED, SEED_LABEL, other_precision
-from sdvq_core.evaluation.meter import Meter
 from sdvq_core.evaluation.samples import Bench, Subject, draw
 from sdvq_core.evaluation.scoring import Judge
+from sdvq_core.evaluation.subjects import bench_for, subject_of
 from sdvq_core.evaluation.timesteps import step_errors
 from sdvq_core.jobs import MAX_SEED, Notice, Progress, Sampling
 from sdvq_core.judges import find_judge
-from sdvq_core.production import versions
 from sdvq_core.records import BaseInfo
-from sdvq_core.store.samples import SampleStore
 from sdvq_core.summaries import ArmSummary, EvaluateJob, EvaluateResult
 
 log = logging.getLogger(__name__)
@@ -38,8 +35,11 @@ def evaluate(engine: Engine, job: EvaluateJob) -> Iterator[Progress | Notice | E
     if engine.setup.compresses_text:
         yield from engine.prepare(job.model)  # with progress; else it is loaded when it is first needed
     yield from _compressed(engine, job, arms)
-    bench = _bench(engine, job)
-    first = _subject(bench, arms[0])
+    bench = bench_for(engine, job)
+    if engine.means.engine == "ray":
+        yield from drawn_ahead(bench, {word: job.samplings for word in job.arms})
+        yield from drawn_ahead(bench, {job.arms[0]: _other_seeds(job)})
+    first = subject_of(bench, arms[0])
     reference = yield from draw(bench, first, job.samplings, ("steps", "outputs"))
     other = yield from draw(bench, replace(first, word=SEED_LABEL), _other_seeds(job), ())
     judge = Judge.of(job, find_judge(bench.source.tier), reference, other)
@@ -48,7 +48,7 @@ def evaluate(engine: Engine, job: EvaluateJob) -> Iterator[Progress | Notice | E
     precision = yield from _precision_floor(bench, arms[0], judge)
     summaries = [judge.summary(arms[0].word, arms[0].label, ledger, reference)]
     for arm in arms[1:]:
-        subject = _subject(bench, arm)
+        subject = subject_of(bench, arm)
         summaries.append((yield from _measured(bench, subject, arm, judge, first)))
     base = BaseInfo(find_source(job.model).name, engine.fingerprint(job.model))
     today = datetime.date.today().isoformat()
@@ -62,29 +62,6 @@ def _compressed(engine: Engine, job: EvaluateJob, arms: Sequence[Arm]) -> Iterat
         for event in engine.compress(job.model, arm) if arm.compresses else ():
             if not isinstance(event, Path):
                 yield event
-
-
-def _bench(engine: Engine, job: EvaluateJob) -> Bench:
-    source, device = find_source(job.model), pick_device(engine.device)
-    around = (surroundings(source), device.type, *engine.setup.changes(device))
-    context = (engine.fingerprint(job.model), *around, *versions().values())
-    store = SampleStore(engine.data / "evaluations")
-    bench = Bench(engine, job, source, context, store, Meter(0))
-    sets, looks = len(job.arms) + 2, len(job.arms)  # the floors are two sets, one of them looked at step by step
-    bench.meter.total = sets * len(job.samplings) + looks * bench.traced
-    return bench
-
-
-def _subject(bench: Bench, arm: Arm) -> Subject:
-    engine, model = bench.engine, bench.job.model
-    return Subject(arm.word, engine.content(model, arm), lambda: _unet(engine, model, arm))
-
-
-def _unet(engine: Engine, model: str, arm: Arm) -> nn.Module:
-    for event in engine.ready(model, arm):
-        if isinstance(event, Notice):
-            log.warning(event.text)
-    return engine.unet(model, arm)
 
 
 def _other_seeds(job: EvaluateJob) -> list[Sampling]:
@@ -107,7 +84,7 @@ def _precision_floor(bench: Bench, arm: Arm, judge: Judge) -> Generator[Progress
     subject = other_precision(bench.engine, bench.job.model, arm, dtype)
     before = bench.meter.done
     try:
-        return (yield from _measured(bench, subject, arm, judge, _subject(bench, arm)))
+        return (yield from _measured(bench, subject, arm, judge, subject_of(bench, arm)))
     except torch.OutOfMemoryError as error:
         log.warning("the floor of the other precision is left out: %s", str(error).splitlines()[0])
         bench.meter.drop(before + len(bench.job.samplings) + bench.traced - bench.meter.done)

@@ -94,7 +94,7 @@ def draw(
     yield bench.meter.advance(subject.word, 0, None, f"0 of {len(samplings)} images")
     for batch, traced in bench.batches(samplings):
         wanted = {"latents", "images", *(traces if traced else ())}
-        found, fresh = _batch(bench, subject, batch, wanted)
+        found, fresh = keep_batch(bench, subject, batch, wanted)
         parts.append(found.tensors)
         modes.add(found.mode)
         seconds, done = seconds + found.seconds, done + len(batch)
@@ -111,7 +111,7 @@ def batch_name(batch: Sequence[Sampling]) -> str:
     return content_key([asdict(sampling) for sampling in batch])
 
 
-def _batch(bench: Bench, subject: Subject, batch: tuple[Sampling, ...], wanted: set[str]) -> tuple[Kept, bool]:
+def keep_batch(bench: Bench, subject: Subject, batch: tuple[Sampling, ...], wanted: set[str]) -> tuple[Kept, bool]:
     """(samples, whether drawn just now) of one batch, from the disk where it has all that is wanted."""
     folder, name = subject.folder(bench), batch_name(batch)
     found = bench.store.get(folder, name)
