@@ -67,7 +67,7 @@ HEAVY = {  # library -> rooms that may import it
     "optimum": {"peers"},
     "sdnq": {"peers"},
     "faiss": {"bench"},
-    "ray": {"cluster"},
+    "ray": {"cluster", "bench"},
     "spaces": {"app"},  # and ui/zero_gpu.py by name, where it is there
 }
 
@@ -231,6 +231,7 @@ def test_every_import_is_a_listed_requirement():
     listed = requirements("requirements.txt")
     optional = dict.fromkeys(("peers", "bench"), requirements("requirements-peers.txt"))  # by room
     optional["cluster"] = requirements("requirements-dev.txt")
+    optional["bench"] = optional["bench"] | {"ray"}
     distribution = {"PIL": "pillow", "yaml": "pyyaml", "optimum": "optimum-quanto", "faiss": "faiss-cpu"}
     # of diffusers, transformers, numba and torch
     indirect = {"httpx", "huggingface_hub", "tokenizers", "llvmlite", "triton"}

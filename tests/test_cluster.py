@@ -14,6 +14,7 @@ import torch
 
 from sdvq_core import presets
 from sdvq_core.arms import parse_arm
+from sdvq_core.bench.cluster import ray as ray_suite
 from sdvq_core.cluster import RayCrew
 from sdvq_core.engine import Engine
 from sdvq_core.errors import ConfigError, LayerError
@@ -136,3 +137,12 @@ def test_prompts_of_an_evaluation_are_drawn_by_the_cluster(two_nodes, tiny_pipel
     for one, other in zip(found.arms[1:], alone.arms[1:], strict=True):
         assert one.to_json()["psnr"] == pytest.approx(other.to_json()["psnr"], rel=1e-3)
         assert one.to_json()["latent_mse"] == pytest.approx(other.to_json()["latent_mse"], rel=1e-3, abs=1e-9)
+
+
+def test_the_benchmark_compares_bytes_as_well() -> None:
+    """Small here; it has clusters of its own."""
+    ray.shutdown()
+    alone, one, two = ray_suite(6, 64, "rtn")
+    assert (alone.ratio, one.ratio) == (None, None)
+    assert two.ratio is not None
+    assert [one.note, two.note] == ["the same bytes"] * 2

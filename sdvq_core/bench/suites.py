@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from sdvq_core.bench.cluster import ray
 from sdvq_core.bench.decode import decode
 from sdvq_core.bench.encode import encode
 from sdvq_core.bench.full import full
@@ -28,6 +29,7 @@ SUITES: dict[str, Callable[[], Iterator[Row]]] = {
     "memory": memory,
     "e2e": e2e,
     "full": full,
+    "ray": ray,
     "gpu": gpu,
 }
 
@@ -40,7 +42,7 @@ def bench(suite: str = "", out: Path | None = None) -> Iterator[Progress | Bench
     """
     if suite and suite not in SUITES:
         raise ConfigError(f"unknown suite {suite!r}; choose one of {', '.join(SUITES)}, or none for all")
-    too_much = {"full"} if torch.cuda.is_available() else {"full", "gpu"}  # unless asked for
+    too_much = {"full", "ray"} if torch.cuda.is_available() else {"full", "ray", "gpu"}  # unless asked for
     wanted = [suite] if suite else [name for name in SUITES if name not in too_much]
     if "gpu" in wanted:
         require_cuda()

@@ -285,7 +285,7 @@ def bench(
     suite: Annotated[
         str,
         typer.Argument(
-            metavar="[SUITE]", help="decode, encode, step, load, memory, e2e, full, gpu; default: the short ones."
+            metavar="[SUITE]", help="decode, encode, step, load, memory, e2e, full, ray, gpu; default: the short ones."
         ),
     ] = "",
     out: Annotated[Path | None, typer.Option(help="File that gets each row as a line of JSON, at once.")] = None,
