@@ -42,7 +42,7 @@ from sdvq_core.records import Report, TextReport
 from sdvq_core.results import Results, find_results, first_command, keep_results, same_command
 from sdvq_core.setup import PLAIN, Setup
 from sdvq_core.statistics import DEFAULT, Calibration
-from sdvq_core.store import read_artifact, read_report, write_artifact
+from sdvq_core.store import copy_artifact, read_artifact, read_report, write_artifact
 from sdvq_core.summaries import EvaluateJob, EvaluateResult
 from sdvq_core.targets import Target
 from sdvq_core.text_encoders import export
@@ -152,7 +152,7 @@ class Workbench:
                 continue
             report = replace(read_report(event), seconds=time.monotonic() - start)
             if out is not None:
-                write_artifact(out, read_artifact(event))
+                copy_artifact(event, out)
                 report = replace(report, artifact=str(out))
             yield report
 

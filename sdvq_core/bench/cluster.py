@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from sdvq_core.bench.timing import Row
 from sdvq_core.cluster import RayCrew
@@ -24,6 +23,7 @@ from sdvq_core.diffusion.weights import UnetWeights
 from sdvq_core.errors import ConfigError
 from sdvq_core.plan import Assignment, CompressionPlan
 from sdvq_core.quantizers import parse
+from sdvq_core.store.tensor_file import write_tensors
 
 SUITE = "ray"
 _CPU = torch.device("cpu")
@@ -36,7 +36,8 @@ def ray(layers: int = 48, size: int = 1280, word: str = "rvq:bits=3,share=layer"
     plan, generator = CompressionPlan(tuple(items), {}), torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
-        save_file({f"{item.name}.weight": torch.randn(item.shape, generator=generator).half() for item in items}, path)
+        specs = {f"{item.name}.weight": (torch.float16, item.shape) for item in items}
+        write_tensors(path, specs, lambda name: torch.randn(specs[name][1], generator=generator).half())
         weights = UnetWeights([path])
         wanted, alone = _run(plan, weights, Threads(1))
         name = f"{layers} layers of {size} x {size}, {word}"

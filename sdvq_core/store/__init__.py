@@ -1,6 +1,6 @@
 """Artifacts on disk, finished or not, the content-keyed cache of them, and layer statistics."""
 
-from sdvq_core.store.artifact import Artifact, read_artifact, read_report, write_artifact
+from sdvq_core.store.artifact import Artifact, copy_artifact, read_artifact, read_report, write_artifact
 from sdvq_core.store.block_diagonal import BlockLayout
 from sdvq_core.store.cache import ModelStore
 from sdvq_core.store.manifest import FORMAT_VERSION, LayerEntry, Manifest, blank_metadata, is_artifact, read_manifest
@@ -19,6 +19,7 @@ __all__ = [
     "StatsWriter",
     "Unfinished",
     "blank_metadata",
+    "copy_artifact",
     "is_artifact",
     "read_artifact",
     "read_manifest",

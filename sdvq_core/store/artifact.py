@@ -11,6 +11,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,18 +124,39 @@ def write_artifact(folder: Path, artifact: Artifact, replace: bool = True) -> No
 
     replace: whether an artifact that is there already makes way, or stays.
     """
-    folder = folder.absolute()
+    with _staged(folder.absolute(), replace) as stage:
+        stored = StoredTensors(artifact.weights, artifact.kept)
+        card = card_metadata(artifact.records, artifact.versions, artifact.curve)
+        write_tensors(stage / WEIGHTS_NAME, stored.specs, stored.__getitem__, card)
+        config = {**artifact.unet_config, "quantization_config": artifact.manifest.to_json()}
+        (stage / CONFIG_NAME).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
+        flush(stage / CONFIG_NAME)
+
+
+def copy_artifact(source: Path, folder: Path) -> None:
+    """Copy the artifact in `source` to `folder` by the rules of `write_artifact`; StoreError if it is damaged.
+
+    One tensor after another is read: it need not fit into memory.
+    """
+    _, manifest = read_manifest(source)
+    with _open(source) as file:
+        if digest(_FileTensors(file)) != manifest.sha256:
+            raise _damaged(source)
+    with _staged(folder.absolute(), replace=True) as stage:
+        for name in (WEIGHTS_NAME, CONFIG_NAME):
+            shutil.copyfile(source / name, stage / name)
+            flush(stage / name)
+
+
+@contextmanager
+def _staged(folder: Path, replace: bool) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place when all is written, and leaves nothing when something fails."""
     if folder.exists() and not is_artifact(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise StoreError(f"{folder} exists and is not an SDVQ artifact; name a new or empty folder")
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
     try:
         temporary.mkdir(parents=True)
-        stored = StoredTensors(artifact.weights, artifact.kept)
-        card = card_metadata(artifact.records, artifact.versions, artifact.curve)
-        write_tensors(temporary / WEIGHTS_NAME, stored.specs, stored.__getitem__, card)
-        config = {**artifact.unet_config, "quantization_config": artifact.manifest.to_json()}
-        (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
-        flush(temporary / CONFIG_NAME)
+        yield temporary
         flush(temporary)
         _install(temporary, folder, replace)
         flush(folder.parent)
@@ -144,14 +166,35 @@ def write_artifact(folder: Path, artifact: Artifact, replace: bool = True) -> No
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+class _FileTensors(Mapping[str, Tensor]):
+    """The tensors of an open file, mapped when they are asked for."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._names = file, list(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        found: Tensor = self._file.get_tensor(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _damaged(folder: Path) -> StoreError:
+    return StoreError(
+        f"{folder / WEIGHTS_NAME} is damaged: its content does not match its SHA-256; compress the model again"
+    )
+
+
 def read_artifact(folder: Path) -> Artifact:
     """The artifact in `folder`, checked: format, shapes, names and the digest of every tensor."""
     config, manifest = read_manifest(folder)
     tensors, card = _read_tensors(folder)
     if digest(tensors) != manifest.sha256:
-        raise StoreError(
-            f"{folder / WEIGHTS_NAME} is damaged: its content does not match its SHA-256; compress the model again"
-        )
+        raise _damaged(folder)
     weights = {name: _weight(name, entry, tensors) for name, entry in manifest.layers.items()}
     used = set(StoredTensors(weights, {}))
     kept = {name: tensor for name, tensor in tensors.items() if name not in used}

@@ -18,8 +18,16 @@ from hypothesis import strategies as st
 from sdvq_core.errors import StoreError
 from sdvq_core.integrations.loading import build_unet, load_artifact
 from sdvq_core.plan import vqdm_rules
-from sdvq_core.store import ModelStore, blank_metadata, is_artifact, read_artifact, read_report, write_artifact
-from sdvq_core.store.artifact import WEIGHTS_NAME, _install, remove_folder
+from sdvq_core.store import (
+    ModelStore,
+    blank_metadata,
+    copy_artifact,
+    is_artifact,
+    read_artifact,
+    read_report,
+    write_artifact,
+)
+from sdvq_core.store.artifact import CONFIG_NAME, WEIGHTS_NAME, _install, remove_folder
 
 CONFIG = "config.json"
 
@@ -134,7 +142,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(artifact, tmp_path):
         write_artifact(tmp_path / "file" / "below", artifact)
 
 
-@pytest.mark.parametrize("fails", ["save_file", "_flush", "_install"])
+@pytest.mark.parametrize("fails", ["write_tensors", "flush", "_install"])
 def test_a_writer_that_fails_leaves_nothing(artifact, tmp_path, monkeypatch, fails):
     def broken(*_, **__):
         raise OSError(28, "No space left on device")
@@ -143,6 +151,23 @@ def test_a_writer_that_fails_leaves_nothing(artifact, tmp_path, monkeypatch, fai
     with pytest.raises(StoreError, match="No space left on device"):
         write_artifact(tmp_path / "a", artifact)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_is_the_artifact_byte_for_byte_and_of_a_sound_one_alone(artifact, tmp_path):
+    write_artifact(tmp_path / "a", artifact)
+    copy_artifact(tmp_path / "a", tmp_path / "b")
+    for name in (WEIGHTS_NAME, CONFIG_NAME):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+    raw = bytearray((tmp_path / "a" / WEIGHTS_NAME).read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / "a" / WEIGHTS_NAME).write_bytes(bytes(raw))
+    with pytest.raises(StoreError, match="does not match its SHA-256; compress the model again"):
+        copy_artifact(tmp_path / "a", tmp_path / "c")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "other.txt").touch()
+    with pytest.raises(StoreError, match="is not an SDVQ artifact; name a new or empty folder"):
+        copy_artifact(tmp_path / "b", tmp_path / "d")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "d"]
 
 
 KILLED = """
