@@ -6,7 +6,6 @@ most that a process ever held (VmHWM), above one that has imported torch. Minute
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
@@ -22,7 +21,6 @@ from torch import nn
 
 from sdvq_core.bench.checkpoints import RandomModel, write_random_folder
 from sdvq_core.bench.full_size import call_inputs
-from sdvq_core.bench.memory import status_nbytes
 from sdvq_core.bench.timing import Row, in_turns, rows
 from sdvq_core.integrations.loading import load_artifact
 from sdvq_core.nn import footprint, quantized_layers
@@ -30,6 +28,17 @@ from sdvq_core.nn import footprint, quantized_layers
 SUITE = "full"
 _WORDS = ("rtn:bits=4", "rvq:bits=3")
 _ROUNDS, _CELLS = 3, 64
+_LOADING = """
+import gc, pathlib, sys, torch
+from sdvq_core.integrations.loading import load_artifact
+def held():
+    gc.collect()
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+before = held()
+unet = load_artifact(sys.argv[1], "cpu", torch.float32, "streaming")
+print((held() - before) << 10)
+"""
 _MEASURED = """
 import pathlib, sys
 place = pathlib.Path(sys.argv.pop(1))
@@ -108,11 +117,9 @@ def _loaded(original: Path, artifact: Path) -> Iterator[Row]:
 
 def _called(artifact: Path, model: RandomModel) -> Iterator[Row]:
     """Memory and one call at 512 pixels; the same weights as floats are the other side."""
-    gc.collect()
-    before = status_nbytes("RssAnon")
     unet = load_artifact(artifact, "cpu", torch.float32, "streaming")
-    gc.collect()
-    sizes = {"by record": footprint(unet).nbytes, "measured": status_nbytes("RssAnon") - before}
+    alone = subprocess.run([sys.executable, "-c", _LOADING, str(artifact)], capture_output=True, text=True, check=True)
+    sizes = {"by record": footprint(unet).nbytes, "measured in a process of its own": int(alone.stdout)}
     floats = decoded(unet)
     whole = 2 * sum(value.numel() for value in floats.parameters())
     for case, nbytes in sizes.items():
