@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from itertools import islice
 from typing import Protocol, TypeVar
 
 import torch
@@ -74,14 +75,8 @@ class Threads:
     def _draw(self, left: Iterator[T], waiting: deque[Future[R]], do: Callable[[T], R]) -> None:
         """Hand out tasks, as many as keep every thread busy."""
         room = self.count + (_AHEAD if self.count > 1 else 0) - len(waiting)
-        for _ in range(room):
-            task = next(left, _END)
-            if task is _END:
-                return
-            waiting.append(_pool(self.count).submit(do, task))  # type: ignore[arg-type]
-
-
-_END = object()
+        for task in islice(left, room):
+            waiting.append(_pool(self.count).submit(do, task))
 
 
 @cache
