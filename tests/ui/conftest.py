@@ -1,25 +1,15 @@
-"""The page on a fake workbench, built once.
-
-Gradio opens an event loop per Blocks and never closes it, unless one is running: so the page is built inside a loop.
-"""
+"""The page on a fake workbench, built once."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from loops import in_a_loop
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-
-
-def in_a_loop(make: Callable[[], Any]) -> Any:
-    async def run() -> Any:
-        return make()
-
-    return asyncio.run(run())
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from typing import Any
 
 import gradio as gr
 import pytest
-from conftest import in_a_loop
 from fake_workbench import FakeWorkbench
+from loops import in_a_loop
 
 from sdvq_core.ui import build
 from sdvq_core.ui.compare_tab import CompareTab
