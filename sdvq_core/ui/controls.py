@@ -9,13 +9,13 @@ from typing import Any
 import gradio as gr
 
 from sdvq_core.errors import ConfigError
-from sdvq_core.jobs import MAX_GUIDANCE, MAX_STEPS, ModelInfo
+from sdvq_core.jobs import ModelInfo
 from sdvq_core.peers import PeerInfo
 from sdvq_core.quantizers.base import Knob, QuantizerInfo, Value
 from sdvq_core.ui.arm_words import AUTO, form_knobs, from_word, to_word
 from sdvq_core.ui.bit_slider import bit_slider, read_bits, slider_value
 from sdvq_core.ui.cost import LIVE
-from sdvq_core.ui.settings import Settings
+from sdvq_core.ui.settings import MOST_GUIDANCE, MOST_STEPS, Settings
 
 BASELINES = (("4-bit scalar (RTN)", "rtn:bits=4"), ("4-bit NormalFloat (NF4)", "nf4"), ("None", ""))
 FIELDS = (
@@ -153,10 +153,8 @@ def draw_sampling(start: Settings, asks: bool = False) -> dict[str, Any]:
         found["dice"] = gr.Button("⚄ New", size="sm", min_width=60, elem_id="dice", elem_classes="dice")
     found["locked"] = gr.Checkbox(True, label="Keep this seed", interactive=True)
     found["grid"] = gr.Checkbox(start.grid, label="Four seeds in a row", interactive=True)
-    found["steps"] = gr.Slider(1, min(50, MAX_STEPS), start.steps, step=1, label="Steps", interactive=True)
-    found["guidance"] = gr.Slider(
-        0, min(15, MAX_GUIDANCE), start.guidance, step=0.1, label="Guidance", interactive=True
-    )
+    found["steps"] = gr.Slider(1, MOST_STEPS, start.steps, step=1, label="Steps", interactive=True)
+    found["guidance"] = gr.Slider(0, MOST_GUIDANCE, start.guidance, step=0.1, label="Guidance", interactive=True)
     return found
 
 

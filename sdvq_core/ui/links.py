@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from sdvq_core.errors import ConfigError, SdvqError
 from sdvq_core.jobs import MAX_ARMS, Sampling
-from sdvq_core.ui.settings import MAX_MORE, MAX_PROMPT, Settings, split_arms
+from sdvq_core.ui.settings import MAX_MORE, MAX_PROMPT, MOST_GUIDANCE, MOST_STEPS, Settings, split_arms
 
 IGNORED = ("__theme", "__sign", "logs", "view", "__lang")  # the page's host and Gradio use these
 
@@ -40,6 +40,8 @@ def _read_number(name: str, kind: type[int] | type[float]) -> Callable[[Settings
         value = kind(text)
         values = {"seed": settings.seed, "steps": settings.steps, "guidance": settings.guidance, name: value}
         Sampling("", **values)  # type: ignore[arg-type]
+        if values["steps"] > MOST_STEPS or values["guidance"] > MOST_GUIDANCE:
+            raise ConfigError("more than the page offers")
         return replace(settings, **{name: value})  # type: ignore[arg-type]
 
     return read

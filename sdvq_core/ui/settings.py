@@ -13,6 +13,7 @@ from sdvq_core.jobs import MAX_SEED, CompareJob, Sampling
 
 REFERENCE, GRID_SEEDS = "fp16", 4
 MAX_PROMPT, MAX_WORD, MAX_MORE = 2000, 200, 1000
+MOST_STEPS, MOST_GUIDANCE = 50, 15.0  # that sliders offer; the service takes more
 _BETWEEN_ARMS = re.compile(r"[;\n]|,(?!\s*\w+\s*=)")
 
 

@@ -13,7 +13,7 @@ from sdvq_core.jobs import MAX_SEED
 from sdvq_core.quantizers.base import catalogue, make, parse
 from sdvq_core.ui.arm_words import from_word, to_word
 from sdvq_core.ui.links import Allowed, read_query
-from sdvq_core.ui.settings import Settings, share_link, split_arms
+from sdvq_core.ui.settings import MOST_GUIDANCE, MOST_STEPS, Settings, share_link, split_arms
 
 START = Settings("nano", "a frog")
 CATALOGUE = catalogue()
@@ -115,6 +115,13 @@ def test_bad_parameters_are_ignored_and_named() -> None:
     settings, ignored = read_query(query, START, allowed())
     assert settings == START
     assert ignored == [name for name in query if name != "__theme"]
+
+
+@pytest.mark.parametrize(("name", "most"), [("steps", MOST_STEPS), ("guidance", MOST_GUIDANCE)])
+def test_a_link_asks_for_no_more_than_a_slider_offers(name: str, most: float) -> None:
+    settings, ignored = read_query({name: str(most)}, START, allowed())
+    assert (getattr(settings, name), ignored) == (most, [])
+    assert read_query({name: str(most + 1)}, START, allowed()) == (START, [name])
 
 
 def test_space_link_is_the_outer_address(monkeypatch: pytest.MonkeyPatch) -> None:
