@@ -56,13 +56,6 @@ class Board:
             **_size(result.ledger),
         )
 
-    def interrupt(self) -> None:
-        """What has no final picture says so."""
-        for row in self.rows:
-            for cell in row:
-                if cell["state"] != "done":
-                    cell["state"], cell["note"] = "stopped", "stopped"
-
     def value(self) -> dict[str, Any]:
         """A copy that later events do not change."""
         rows = [
@@ -73,6 +66,16 @@ class Board:
 
     def _cell(self, row: int, arm: str) -> dict[str, Any]:
         return next(cell for cell in self.rows[row] if cell["arm"] == arm)
+
+
+def interrupted(value: dict[str, Any]) -> dict[str, Any]:
+    """A board's `value` after which nothing comes: what has no final picture says so."""
+    rows = [{**row, "cells": [_final(cell) for cell in row["cells"]]} for row in value["rows"]]
+    return {**value, "rows": rows}
+
+
+def _final(cell: dict[str, Any]) -> dict[str, Any]:
+    return cell if cell["state"] == "done" else {**cell, "state": "stopped", "note": "stopped"}
 
 
 def _waiting(estimate: Estimate, job: CompareJob) -> dict[str, Any]:

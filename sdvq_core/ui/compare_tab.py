@@ -13,6 +13,7 @@ from sdvq_core.errors import ConfigError, SdvqError
 from sdvq_core.jobs import Estimate
 from sdvq_core.ui.arm_words import from_word
 from sdvq_core.ui.bit_slider import slider_value
+from sdvq_core.ui.board import interrupted
 from sdvq_core.ui.compare_view import compare_view, serve_png
 from sdvq_core.ui.controls import Form, draw_arms, draw_sampling, recipe_choices
 from sdvq_core.ui.cost import cost_html, state
@@ -22,6 +23,7 @@ from sdvq_core.ui.run import Run, model_named
 from sdvq_core.ui.settings import REFERENCE, Settings, share_link
 from sdvq_core.ui.sizes import sizes_html, sizes_table
 from sdvq_core.ui.status_line import status, status_line
+from sdvq_core.ui.stopping import JS_STOPPING, Stops
 from sdvq_core.ui.zero_gpu import on_gpu
 
 GPU = {"concurrency_id": "gpu", "concurrency_limit": 1}
@@ -54,10 +56,12 @@ class CompareTab:
             seed = gr.skip() if locked else settings.seed
             yield [frame.view, frame.status, gr.update(interactive=frame.running), seed, last]
 
-    def stop(self) -> list[Any]:
-        """What the page says once the running job has been cancelled."""
-        stopped = status("stopped", "Stopped", "Nothing is running. What was finished is kept.")
-        return [stopped, gr.update(interactive=False)]
+    def stopped(self, frame: list[Any]) -> list[Any]:
+        """The last state of a run that was stopped in `frame`, one of `generate`."""
+        if frame[1]["state"] != "busy":
+            return frame  # it had come to its end
+        told = status("stopped", "Stopped", "Nothing is running. What was finished is kept.")
+        return [interrupted(frame[0]), told, gr.update(interactive=False), *frame[3:]]
 
     def price(self, *values: Any) -> list[Any]:
         """[sizes, link] of the form as it stands; mistakes are told in the table, not in a toast per key stroke."""
@@ -205,18 +209,15 @@ def _connect(tab: CompareTab) -> None:
     form, parts = tab.form, tab.parts
     widgets = form.widgets
     outputs = [parts["view"], parts["status"], parts["stop"], widgets["seed"], parts["last"]]
-    generate = on_gpu(friendly(tab.generate), tab.seconds)
+    stops = Stops()
+    generate = stops.stoppable(on_gpu(friendly(tab.generate), tab.seconds), tab.stopped)
     job = gr.on(
         [parts["go"].click, widgets["prompt"].submit], generate, [widgets["locked"], *form.inputs], outputs,
         show_progress_on=[parts["status"]], trigger_mode="once", **QUIET, **GPU,
     )  # fmt: skip
-    after = [parts["sizes"], widgets["recipe"]]
-    job.then(tab.worked, form.inputs, after, **QUIET)
+    job.then(tab.worked, form.inputs, [parts["sizes"], widgets["recipe"]], **QUIET)
     parts["go"].click(None, None, None, js=_TO_PICTURES, **QUIET)
-    cancelled = parts["stop"].click(None, cancels=[job], queue=False, **QUIET)
-    cancelled.then(tab.stop, None, [parts["status"], parts["stop"]], queue=False, **QUIET).then(
-        tab.worked, form.inputs, after, **QUIET
-    )  # the job's word is not last
+    parts["stop"].click(stops.ask, None, parts["stop"], queue=False, js=JS_STOPPING, **QUIET)
     groups = list(form.groups.values())
     widgets["quantizer"].input(
         friendly(tab.choose_quantizer), [widgets["quantizer"], widgets["bits"]],

@@ -21,7 +21,7 @@ from sdvq_core.jobs import (
     Progress,
 )
 from sdvq_core.ui import wording
-from sdvq_core.ui.board import Board
+from sdvq_core.ui.board import Board, interrupted
 from sdvq_core.ui.guard import sentence
 from sdvq_core.ui.settings import Settings
 from sdvq_core.ui.status_line import progress_status, status
@@ -66,8 +66,7 @@ class Run:
         try:
             yield from self._stream(jobs)
         except SdvqError as error:
-            self.board.interrupt()
-            yield Frame(self.board.value(), status("failed", "Stopped", sentence(error)), False)
+            yield Frame(interrupted(self.board.value()), status("failed", "Stopped", sentence(error)), False)
             raise
         spent = wording.seconds(time.monotonic() - started)
         done = status("done", "Done", f"{len(jobs) * len(estimates)} pictures in {spent}", 1.0)

@@ -14,10 +14,11 @@ expect.set_options(timeout=30_000)  # a busy machine may be slow
 
 @dataclass(frozen=True)
 class App:
-    """The running page, and the folder where its workbench keeps images and artifacts."""
+    """The running page, the folder where its workbench keeps images and artifacts, and its log."""
 
     url: str
     data: Path
+    log: Path
 
 
 @dataclass

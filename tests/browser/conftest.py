@@ -39,11 +39,24 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         )
         try:
             _wait(f"http://127.0.0.1:{port}", process, log_path)
-            yield App(f"http://127.0.0.1:{port}", data)
+            yield App(f"http://127.0.0.1:{port}", data, log_path)
         finally:
             process.terminate()
             process.wait(20)
     assert "Traceback" not in log_path.read_text(), log_path.read_text()
+
+
+@pytest.fixture(autouse=True)
+def no_traceback(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The app logs no traceback while a test runs."""
+    if "app" not in request.fixturenames:
+        yield
+        return
+    log = request.getfixturevalue("app").log
+    known = len(log.read_text())
+    yield
+    new = log.read_text()[known:]
+    assert "Traceback" not in new, new
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

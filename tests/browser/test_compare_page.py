@@ -179,11 +179,23 @@ def test_stop_ends_the_work(app: App, chromium: Any) -> None:
     expect(page.locator(".status-head")).to_contain_text("Compressing rvq", timeout=60_000)
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.locator(".status-head")).to_have_text("Stopped")
+    assert set((app.data / "artifacts").glob("*")) == artifacts  # the stopped work left nothing behind
     page.goto(link(app))
     page.wait_for_selector("#sizes table")
-    generate(page)  # the one place for heavy work is free again, and the stopped work left nothing behind
-    assert set((app.data / "artifacts").glob("*")) == artifacts
+    generate(page)  # the one place for heavy work is free again
     assert page.locator(".cv-figure[data-state=done]").count() == 3
+
+
+def test_generate_works_at_once_after_stop(app: App, chromium: Any) -> None:
+    page = visit(chromium, link(app, steps="50", baseline="none")).page
+    for _ in range(4):
+        page.get_by_role("button", name="Generate", exact=True).click()
+        expect(page.locator(".status-head")).to_contain_text("Sampling")
+        page.get_by_role("button", name="Stop", exact=True).click()
+        expect(page.locator(".status-head")).to_have_text("Stopped")
+        assert page.locator(".cv-figure[data-state=stopped]").count() >= 1
+    page.get_by_label("number input for Steps").fill("2")
+    generate(page)
 
 
 def test_link_restores_every_control_in_a_fresh_profile(app: App, chromium: Any) -> None:

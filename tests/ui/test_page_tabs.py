@@ -285,10 +285,20 @@ def test_user_mistakes_become_toasts_and_bugs_surface() -> None:
         friendly(refuse)(RuntimeError)
 
 
-def test_stop_says_so(compare: Any) -> None:
-    shown, button = compare.stop()
-    assert shown["state"] == "stopped"
-    assert button["interactive"] is False
+def test_stop_says_so_and_marks_what_has_no_picture(compare: Any) -> None:
+    frames = compare.generate(True, *values(compare, steps=2))
+    first = next(frames)
+    frames.close()
+    view, shown, button, *_ = compare.stopped(first)
+    assert (shown["state"], button["interactive"]) == ("stopped", False)
+    assert {cell["state"] for row in view["rows"] for cell in row["cells"]} == {"stopped"}
+    assert {cell["state"] for row in first[0]["rows"] for cell in row["cells"]} == {"waiting"}
+
+
+def test_stop_at_the_end_leaves_what_was_reached(compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdvq_core.ui.compare_tab.serve_png", lambda view, path: str(path))
+    *_, last = compare.generate(True, *values(compare, steps=1))
+    assert compare.stopped(last) is last
 
 
 def test_link_of_the_start_is_short_of_defaults(compare: Any) -> None:
