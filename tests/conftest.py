@@ -28,6 +28,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", OPTIONAL)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests compute is kept apart from what the user has computed."""
+    os.environ["SDVQ_DATA"] = str(tmp_path_factory.mktemp("data-of-the-tests"))
+
+
 @pytest.fixture(scope="session")
 def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder: SDXL's classes, random float16 weights, 32 x 32 images from 4 x 8 x 8 latents.

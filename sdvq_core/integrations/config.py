@@ -42,7 +42,9 @@ class SdvqConfig(QuantizationConfigMixin):  # type: ignore[misc]
     @classmethod
     def of(cls, manifest: Manifest) -> SdvqConfig:
         """The config of an artifact."""
-        return cls(**manifest.to_json())
+        config = cls(manifest.recipe or "unknown")
+        config.manifest = manifest
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         if self.manifest is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -14,16 +16,20 @@ from sdvq_core.errors import LayerError, StoreError
 from sdvq_core.integrations.diffusers import SdvqConfig, make_native
 from sdvq_core.nn import check_mode, make_ready, swap_layer
 from sdvq_core.store import Artifact, is_artifact, read_artifact
-from sdvq_core.store.manifest import card_metadata
+from sdvq_core.store.manifest import card_metadata, read_manifest
 
 log = logging.getLogger(__name__)
 
 
-def build_unet(artifact: Artifact, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
-    """The UNet of `artifact`, on the CPU, in evaluation mode; what is kept is computed with in `dtype`."""
+def build_unet(
+    artifact: Artifact, dtype: torch.dtype = torch.float32, skeleton: Callable[[], UNet2DConditionModel] | None = None
+) -> UNet2DConditionModel:
+    """The UNet of `artifact`, on the CPU, in evaluation mode; what is kept is computed with in `dtype`.
+
+    skeleton: gives the UNet of its config without storage, if that is being made already.
+    """
     try:
-        with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(dict(artifact.unet_config))
+        unet = skeleton() if skeleton else _skeleton(artifact.unet_config)
         for name, weight in artifact.weights.items():
             swap_layer(unet, name, weight)
         missing, unexpected = unet.load_state_dict(_cast(artifact.kept, dtype), strict=False, assign=True)
@@ -53,11 +59,18 @@ def load_artifact(
     path = Path(folder)
     if not is_artifact(path):
         raise StoreError(f"{path} is not an SDVQ artifact; pass a folder made by `python -m sdvq_core compress`")
-    unet = build_unet(read_artifact(path), dtype).to(device)
+    with ThreadPoolExecutor(1) as pool:  # modules are made while tensors are read
+        coming = pool.submit(_skeleton, read_manifest(path)[0])
+        unet = build_unet(read_artifact(path), dtype, coming.result).to(device)
     reason = make_ready(unet, mode, dtype)
     if reason is not None:
         log.warning("%s: %s", path, reason)
     return unet
+
+
+def _skeleton(config: Mapping[str, Any]) -> UNet2DConditionModel:
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(dict(config))
 
 
 def _cast(kept: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Container, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from sdvq_core.errors import ConfigError, StoreError
 from sdvq_core.ledger import SHARED_PREFIX, build_ledger
 from sdvq_core.qtensor import QuantizedTensor, TensorSpec, get_format
 from sdvq_core.records import Curve, LayerRecord, Report
+from sdvq_core.store.checked import is_checked, remember, stamp
 from sdvq_core.store.manifest import (
     CARD_KEY,
     CONFIG_NAME,
@@ -190,11 +192,9 @@ def _damaged(folder: Path) -> StoreError:
 
 
 def read_artifact(folder: Path) -> Artifact:
-    """The artifact in `folder`, checked: format, shapes, names and the digest of every tensor."""
+    """The artifact in `folder`, checked: format, shapes, names and the digest of every tensor (see `store.checked`)."""
     config, manifest = read_manifest(folder)
-    tensors, card = _read_tensors(folder)
-    if digest(tensors) != manifest.sha256:
-        raise _damaged(folder)
+    tensors, card = _read_tensors(folder, manifest.sha256)
     weights = {name: _weight(name, entry, tensors) for name, entry in manifest.layers.items()}
     used = set(StoredTensors(weights, {}))
     kept = {name: tensor for name, tensor in tensors.items() if name not in used}
@@ -267,10 +267,20 @@ def _open(folder: Path) -> Any:
         ) from None
 
 
-def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
-    """(tensors, report card); copies, because a mapped file that shrinks would end the process."""
-    with _open(folder) as file:
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+def _read_tensors(folder: Path, sha256: str) -> tuple[dict[str, Tensor], str]:
+    """(tensors, report card); copies, because a mapped file that shrinks would end the process.
+
+    Their content is compared with `sha256` while they are copied, unless that is known; StoreError if it differs.
+    """
+    path = folder / WEIGHTS_NAME
+    with _open(folder) as file, ThreadPoolExecutor(1) as pool:
+        seen, mapped = stamp(path), dict(_FileTensors(file))
+        found = None if is_checked(path, sha256) else pool.submit(digest, mapped)
+        tensors = {name: tensor.clone() for name, tensor in mapped.items()}
+        if (found is not None and found.result() != sha256) or stamp(path) != seen:
+            raise _damaged(folder)
+        if found is not None:
+            remember(path, sha256, seen)
         return tensors, (file.metadata() or {}).get(CARD_KEY, "")
 
 

@@ -49,8 +49,20 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        data = {"quant_method": QUANT_METHOD, **asdict(self)}
-        return {**data, "layers_sha256": _table_digest(data["layers"])}
+        layers = {
+            name: {"format": entry.format, "shape": list(entry.shape), "meta": dict(entry.meta)}
+            for name, entry in self.layers.items()
+        }
+        return {
+            "quant_method": QUANT_METHOD,
+            "base": asdict(self.base),
+            "recipe": self.recipe,
+            "layers": layers,
+            "layers_sha256": _table_digest(layers),
+            "fallbacks": [asdict(fallback) for fallback in self.fallbacks],
+            "sha256": self.sha256,
+            "format_version": self.format_version,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:

@@ -1,0 +1,103 @@
+"""Content that was compared once is not compared again while its file is the same; whatever changes it is noticed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from core_cases import tiny_artifact
+
+from sdvq_core.errors import StoreError
+from sdvq_core.plan import vqdm_rules
+from sdvq_core.quantizers import parse
+from sdvq_core.store import artifact as module
+from sdvq_core.store import checked, read_artifact, write_artifact
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SDVQ_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(checked, "_SETTLED_NS", 0)
+    write_artifact(tmp_path / "artifact", tiny_artifact(vqdm_rules(parse("rtn:bits=4")))[0])
+    return tmp_path / "artifact"
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A number per comparison of a whole content."""
+    found: list[int] = []
+    own = module.digest
+
+    def digest(tensors: object) -> str:
+        found.append(1)
+        return own(tensors)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "digest", digest)
+    return found
+
+
+def test_the_content_is_compared_once(folder: Path, compared: list[int]) -> None:
+    first, second = read_artifact(folder), read_artifact(folder)
+    assert len(compared) == 1
+    assert first.manifest == second.manifest
+
+
+def test_a_change_that_hides_its_time_is_noticed(folder: Path, compared: list[int]) -> None:
+    file = folder / module.WEIGHTS_NAME
+    read_artifact(folder)
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[-1] ^= 1
+    with file.open("r+b") as same:
+        same.write(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    with pytest.raises(StoreError, match="SHA-256"):
+        read_artifact(folder)
+    assert len(compared) == 2
+
+
+def test_another_manifest_is_another_matter(folder: Path, compared: list[int]) -> None:
+    read_artifact(folder)
+    config = folder / module.CONFIG_NAME
+    sha256 = read_artifact(folder).manifest.sha256
+    config.write_text(config.read_text().replace(sha256, "0" * 64))
+    with pytest.raises(StoreError, match="SHA-256"):
+        read_artifact(folder)
+    assert len(compared) == 2
+
+
+def test_what_has_just_been_written_is_not_remembered(
+    folder: Path, compared: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checked, "_SETTLED_NS", 60 * 10**9)
+    read_artifact(folder)
+    read_artifact(folder)
+    assert len(compared) == 2
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"sha256": 1'])
+def test_a_damaged_memory_means_comparing_again(folder: Path, compared: list[int], damage: str) -> None:
+    read_artifact(folder)
+    (known,) = checked.data_folder().glob("checked/*.json")
+    known.write_text(damage)
+    read_artifact(folder)
+    read_artifact(folder)
+    assert len(compared) == 2
+
+
+def test_a_data_folder_that_cannot_be_written_does_no_harm(
+    folder: Path, compared: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDVQ_DATA", str(folder / module.CONFIG_NAME))  # a file
+    read_artifact(folder)
+    read_artifact(folder)
+    assert len(compared) == 2
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_artifact(folder)
+    stamps = iter([(1, 2, 3, 4, 5), (1, 2, 3, 4, 6)])
+    monkeypatch.setattr(module, "stamp", lambda path: next(stamps))
+    with pytest.raises(StoreError, match="SHA-256"):
+        read_artifact(folder)
