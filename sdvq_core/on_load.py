@@ -17,8 +17,8 @@ from torch import nn
 from sdvq_core.arms import parse_arm
 from sdvq_core.compress import LayerResult, compress
 from sdvq_core.diffusion.fingerprint import fingerprint
-from sdvq_core.errors import ConfigError, LayerError, ModelError
-from sdvq_core.integrations.encoding import Progress
+from sdvq_core.errors import ConfigError, LayerError
+from sdvq_core.integrations.encoding import Progress, not_a_unet
 from sdvq_core.nn import kind_of, swap_layer
 from sdvq_core.plan import CompressionPlan, Rule
 from sdvq_core.production import versions
@@ -46,9 +46,7 @@ class OnLoad:
     def weights(self, model: nn.Module, files: Sequence[Path]) -> Collection[str]:
         """Names of the weights that will be compressed. files: the checkpoint, for its fingerprint."""
         if type(model).__name__ != "UNet2DConditionModel":
-            raise ModelError(
-                f"SDVQ compresses a UNet2DConditionModel, not a {type(model).__name__}; name the UNet alone"
-            )
+            raise not_a_unet(model)
         self._base = _base_of(files)
         self._plan = CompressionPlan.resolve(model, [*self._rules(), *_kept_rules(model, self.keep)])
         blind = sorted({item.quantizer.name for item in self._plan.assignments if item.quantizer.calibrated})
