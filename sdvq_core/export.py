@@ -20,6 +20,7 @@ from sdvq_core.diffusion.base_model import skeleton_of
 from sdvq_core.diffusion.bases import copy_small, markers, others, parts_beside
 from sdvq_core.diffusion.components import STEMS, Part, write_part, write_single_file
 from sdvq_core.diffusion.fingerprint import fingerprint
+from sdvq_core.diffusion.hub import fetched
 from sdvq_core.diffusion.sources import Source, find_source
 from sdvq_core.errors import ConfigError, ModelError, StoreError
 from sdvq_core.jobs import Notice, Progress
@@ -77,7 +78,7 @@ def export(job: ExportJob, data: Path | None = None) -> Iterator[Progress | Noti
     """Progress per tensor, then what was written; data: where fingerprints are remembered."""
     yield Progress("export", "", 0, 1, "reading the artifact")
     dtype = DTYPES[job.dtype]
-    source = None if job.base is None else find_source(job.base)
+    source = None if job.base is None else fetched(find_source(job.base))
     with ExitStack() as stack:
         artifact = stack.enter_context(open_artifact(job.artifact))
         if source is not None:
