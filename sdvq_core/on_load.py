@@ -7,6 +7,7 @@ The bytes are those that `compress` makes of the same recipe without statistics.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,6 +30,8 @@ from sdvq_core.store.manifest import card_metadata
 from sdvq_core.targets import solution_key
 
 log = logging.getLogger(__name__)
+
+CACHED = re.compile(r"/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[^/]+)")  # in the Hub's cache
 
 
 class OnLoad:
@@ -112,7 +115,7 @@ def _base_of(files: Sequence[Path]) -> BaseInfo:
     if not files:
         return BaseInfo("unknown", "")
     folder = files[0].parent
-    cached = next((part for part in folder.parts if part.startswith("models--")), None)
     named = folder.parent if folder.name == "unet" else folder
-    name = cached.removeprefix("models--").replace("--", "/") if cached else named.name
+    cached = CACHED.search(folder.as_posix())
+    name = f"{cached['owner']}/{cached['name']}@{cached['commit']}" if cached else named.name
     return BaseInfo(name, fingerprint(folder))

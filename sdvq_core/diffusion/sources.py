@@ -113,6 +113,15 @@ def cached_folder(repo: str, revision: str | None = None) -> Path | None:
     return Path(index).parent
 
 
+def exact_name(source: Source) -> str:
+    """What an artifact says it was made from: of a Hub model in the cache the id with its commit, else what was typed.
+
+    It names the very same files when it is typed again.
+    """
+    folder = cached_folder(source.location, source.revision) if source.kind == "hub" else None
+    return source.name if folder is None else f"{source.location}@{folder.name}"
+
+
 def nano_folder() -> Path:
     """Where the bundled model is: $SDVQ_NANO, or assets/nano of this checkout."""
     chosen = os.environ.get("SDVQ_NANO")

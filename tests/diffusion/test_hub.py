@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import UNet2DConditionModel
 from huggingface_hub import constants
 
+from sdvq_core import SdvqConfig, Workbench
 from sdvq_core.diffusion.base_model import check_files, load_base
 from sdvq_core.diffusion.fingerprint import fingerprint
 from sdvq_core.diffusion.hub import cached_licence, licence_words, needed
 from sdvq_core.diffusion.sources import at_hand, find_source
 from sdvq_core.errors import ModelError, SdvqError
+from sdvq_core.records import BaseInfo
+from sdvq_core.store import read_manifest
 from tests.diffusion.fake_hub import FakeHub, folder_files, serving
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
@@ -157,6 +161,20 @@ def test_turbos_scheduler_gives_turbos_habits(hub: FakeHub, load: Load) -> None:
     assert (base.source.steps, base.source.guidance, base.source.resolution) == (2, 0, 32)
     assert type(base.pipe.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
     assert base.source == find_source("owner/tiny")
+
+
+@pytest.mark.parametrize("revision", COMMITS)
+def test_an_artifact_says_which_commit_it_was_made_from(load: Load, tmp_path: Path, revision: str) -> None:
+    model = "owner/tiny" if revision == "main" else f"owner/tiny@{revision}"
+    wanted = load(model)["answer"]
+    (*_, report) = Workbench(tmp_path / "data", "cpu").compress(model, "rtn", tmp_path / "artifact")
+    assert report.base == BaseInfo(f"owner/tiny@{COMMITS[revision]}", wanted)
+    assert read_manifest(tmp_path / "artifact")[1].base == report.base
+    assert find_source(report.base.id).revision == COMMITS[revision]
+    unet = UNet2DConditionModel.from_pretrained(
+        snapshot(tmp_path, COMMITS[revision]) / "unet", quantization_config=SdvqConfig("rtn:bits=4")
+    )
+    assert unet.config.quantization_config.manifest.base == report.base
 
 
 def test_a_lost_connection_is_taken_up_where_it_broke(hub: FakeHub, load: Load, tmp_path: Path) -> None:
