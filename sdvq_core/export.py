@@ -20,11 +20,12 @@ from sdvq_core.diffusion.base_model import skeleton_of
 from sdvq_core.diffusion.bases import copy_small, markers, others, parts_beside
 from sdvq_core.diffusion.components import STEMS, Part, write_part, write_single_file
 from sdvq_core.diffusion.fingerprint import fingerprint
+from sdvq_core.diffusion.hub import fetched
 from sdvq_core.diffusion.sources import Source, find_source
 from sdvq_core.errors import ConfigError, ModelError, StoreError
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.records import BaseInfo
-from sdvq_core.store import Artifact, read_artifact
+from sdvq_core.store import Artifact, open_artifact
 from sdvq_core.store.tensor_file import flush
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -76,11 +77,12 @@ class Exported:
 def export(job: ExportJob, data: Path | None = None) -> Iterator[Progress | Notice | Exported]:
     """Progress per tensor, then what was written; data: where fingerprints are remembered."""
     yield Progress("export", "", 0, 1, "reading the artifact")
-    artifact, dtype = read_artifact(job.artifact), DTYPES[job.dtype]
-    source = None if job.base is None else find_source(job.base)
-    if source is not None:
-        yield from _check_base(source, artifact, data)
+    dtype = DTYPES[job.dtype]
+    source = None if job.base is None else fetched(find_source(job.base))
     with ExitStack() as stack:
+        artifact = stack.enter_context(open_artifact(job.artifact))
+        if source is not None:
+            yield from _check_base(source, artifact, data)
         parts = {"unet": unet_part(artifact, dtype)}
         parts |= {} if source is None else {name: part.to(dtype) for name, part in parts_beside(source, stack).items()}
         total = sum(len(part.specs) for part in parts.values())
@@ -97,8 +99,8 @@ def export(job: ExportJob, data: Path | None = None) -> Iterator[Progress | Noti
 
 def unet_part(artifact: Artifact, dtype: torch.dtype) -> Part:
     """The UNet of `artifact`, each layer decoded when it is read; StoreError if a tensor is missing."""
-    layers = {f"{name}.weight": weight for name, weight in artifact.weights.items()}
-    shapes = {name: tuple(weight.shape) for name, weight in layers.items()}
+    layers = {f"{name}.weight": name for name in artifact.weights}
+    shapes = {f"{name}.weight": entry.shape for name, entry in artifact.manifest.layers.items()}
     shapes |= {name: tuple(tensor.shape) for name, tensor in artifact.kept.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in skeleton_of(artifact.unet_config).state_dict().items()}
     odd = sorted(name for name in wanted | shapes if wanted.get(name) != shapes.get(name))
@@ -106,7 +108,7 @@ def unet_part(artifact: Artifact, dtype: torch.dtype) -> Part:
         raise StoreError(f"the artifact does not fit its own config: {odd[0]} is missing or not expected")
 
     def read(name: str) -> Tensor:
-        return layers[name].dequantize(dtype) if name in layers else artifact.kept[name].to(dtype)
+        return artifact.weights[layers[name]].dequantize(dtype) if name in layers else artifact.kept[name].to(dtype)
 
     return Part(artifact.unet_config, {name: (dtype, shape) for name, shape in wanted.items()}, read)
 

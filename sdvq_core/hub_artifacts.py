@@ -23,7 +23,7 @@ from sdvq_core.diffusion.sources import HUB_ID
 from sdvq_core.errors import ConfigError, StoreError
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.plan import CompressionPlan
-from sdvq_core.store import LayerEntry, ModelStore, read_artifact
+from sdvq_core.store import LayerEntry, ModelStore, open_artifact
 
 VARIABLE = "SDVQ_HUB_ARTIFACTS"
 _LISTED_SECONDS, _RETRY_SECONDS = 600.0, 300.0
@@ -90,7 +90,8 @@ class HubArtifacts:
 
     def _check(self, folder: Path, plan: CompressionPlan, fingerprint: str) -> None:
         """StoreError unless `folder` is whole, of the right model, and stored as `plan` says."""
-        manifest = read_artifact(folder).manifest
+        with open_artifact(folder) as artifact:
+            manifest = artifact.manifest
         if manifest.base.fingerprint != fingerprint:
             raise StoreError(
                 f"it was made from {manifest.base.id} ({manifest.base.fingerprint}), not from {fingerprint}"

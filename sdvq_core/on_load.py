@@ -7,6 +7,7 @@ The bytes are those that `compress` makes of the same recipe without statistics.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,8 +18,8 @@ from torch import nn
 from sdvq_core.arms import parse_arm
 from sdvq_core.compress import LayerResult, compress
 from sdvq_core.diffusion.fingerprint import fingerprint
-from sdvq_core.errors import ConfigError, LayerError, ModelError
-from sdvq_core.integrations.encoding import Progress
+from sdvq_core.errors import ConfigError, LayerError
+from sdvq_core.integrations.encoding import Progress, not_a_unet
 from sdvq_core.nn import kind_of, swap_layer
 from sdvq_core.plan import CompressionPlan, Rule
 from sdvq_core.production import versions
@@ -29,6 +30,8 @@ from sdvq_core.store.manifest import card_metadata
 from sdvq_core.targets import solution_key
 
 log = logging.getLogger(__name__)
+
+CACHED = re.compile(r"/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[^/]+)")  # in the Hub's cache
 
 
 class OnLoad:
@@ -46,9 +49,7 @@ class OnLoad:
     def weights(self, model: nn.Module, files: Sequence[Path]) -> Collection[str]:
         """Names of the weights that will be compressed. files: the checkpoint, for its fingerprint."""
         if type(model).__name__ != "UNet2DConditionModel":
-            raise ModelError(
-                f"SDVQ compresses a UNet2DConditionModel, not a {type(model).__name__}; name the UNet alone"
-            )
+            raise not_a_unet(model)
         self._base = _base_of(files)
         self._plan = CompressionPlan.resolve(model, [*self._rules(), *_kept_rules(model, self.keep)])
         blind = sorted({item.quantizer.name for item in self._plan.assignments if item.quantizer.calibrated})
@@ -114,7 +115,7 @@ def _base_of(files: Sequence[Path]) -> BaseInfo:
     if not files:
         return BaseInfo("unknown", "")
     folder = files[0].parent
-    cached = next((part for part in folder.parts if part.startswith("models--")), None)
     named = folder.parent if folder.name == "unet" else folder
-    name = cached.removeprefix("models--").replace("--", "/") if cached else named.name
+    cached = CACHED.search(folder.as_posix())
+    name = f"{cached['owner']}/{cached['name']}@{cached['commit']}" if cached else named.name
     return BaseInfo(name, fingerprint(folder))

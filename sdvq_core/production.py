@@ -15,7 +15,7 @@ from sdvq_core import statistics
 from sdvq_core.arms import Arm
 from sdvq_core.compress import Compression, LayerResult, crew_for
 from sdvq_core.crew import Crew
-from sdvq_core.diffusion.sources import Source
+from sdvq_core.diffusion.sources import Source, exact_name
 from sdvq_core.distillation import TRAINING, Distilled, distill
 from sdvq_core.encoding import Weights, layer_record
 from sdvq_core.errors import ConfigError, SdvqError
@@ -237,7 +237,8 @@ def _artifact(order: Order, plan: CompressionPlan, made: _Made) -> Artifact:
     kept = Kept(plan.kept, made.kept)
     layers = {item.name: LayerEntry(item.quantizer.format, item.shape, item.layout) for item in plan.assignments}
     sha256 = digest(StoredTensors(made.weights, kept))
-    manifest = Manifest(order.info, _recipe(order, len(layers)), layers, plan.fallbacks, sha256)
+    made_from = BaseInfo(exact_name(order.source), order.fingerprint)
+    manifest = Manifest(made_from, _recipe(order, len(layers)), layers, plan.fallbacks, sha256)
     records = tuple(made.records[item.name] for item in plan.assignments)
     return Artifact(_config(order.config), manifest, made.weights, kept, records, versions(), made.curve)
 

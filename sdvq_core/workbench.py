@@ -42,7 +42,7 @@ from sdvq_core.records import Report, TextReport
 from sdvq_core.results import Results, find_results, first_command, keep_results, same_command
 from sdvq_core.setup import PLAIN, Setup
 from sdvq_core.statistics import DEFAULT, Calibration
-from sdvq_core.store import copy_artifact, read_artifact, read_report, write_artifact
+from sdvq_core.store import copy_artifact, open_artifact, read_report, write_artifact
 from sdvq_core.summaries import EvaluateJob, EvaluateResult
 from sdvq_core.targets import Target
 from sdvq_core.text_encoders import export
@@ -247,8 +247,9 @@ class Workbench:
         folder = self.engine.cached(model, parsed)
         if folder is None:
             raise ConfigError(f"{arm} is not compressed yet; run a comparison with it first")
-        artifact = read_artifact(folder)
-        if layer not in artifact.weights:
-            raise ConfigError(f"{arm} has no compressed layer {layer!r}; choose one from the layer table")
+        with open_artifact(folder) as artifact:
+            if layer not in artifact.weights:
+                raise ConfigError(f"{arm} has no compressed layer {layer!r}; choose one from the layer table")
+            compressed = artifact.weights[layer]
         weight = self.engine.base(model).unet.get_submodule(layer).weight
-        return layer_detail(arm, layer, weight.detach().cpu(), artifact.weights[layer])
+        return layer_detail(arm, layer, weight.detach().cpu(), compressed)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,14 @@ from torch import Tensor
 from sdvq_core import Workbench, load_artifact
 from sdvq_core.diffusion.base_model import load_base
 from sdvq_core.diffusion.fingerprint import fingerprint
-from sdvq_core.diffusion.folders import WEIGHTED
+from sdvq_core.diffusion.folders import WEIGHTED, read_head
 from sdvq_core.diffusion.quiet import quiet
 from sdvq_core.diffusion.sources import find_source
 from sdvq_core.errors import ConfigError, ModelError, SdvqError, StoreError
 from sdvq_core.export import DTYPES, Exported, ExportJob, export, unet_part
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.store import read_artifact
+from sdvq_core.store.tensor_file import TensorFile
 
 ARM = "rvq:bits=3"
 
@@ -203,6 +206,68 @@ def test_an_export_that_is_stopped_leaves_nothing(artifact: Path, tmp_path: Path
         next(steps)
     steps.close()  # type: ignore[attr-defined]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_bytes_are_those_of_all_tensors_at_once(
+    artifact: Path, decoded: dict[str, Tensor], nano_file: Path, tmp_path: Path
+) -> None:
+    """A folder is what safetensors writes of the decoded tensors, a file holds them under its own names."""
+    run(ExportJob(artifact, tmp_path / "unet"))
+    save_file({name: tensor.contiguous() for name, tensor in decoded.items()}, tmp_path / "whole", {"format": "pt"})
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == (tmp_path / "whole").read_bytes()
+    with safe_open(nano_file, "pt") as file:
+        save_file(load_file(nano_file), tmp_path / "again", file.metadata())
+    assert read_head(tmp_path / "again") == read_head(nano_file)
+    assert len((tmp_path / "again").read_bytes()) == nano_file.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["unet", "unet.safetensors"])
+def test_one_layer_is_in_memory(artifact: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, alive = TensorFile.__getitem__, weakref.WeakSet[Tensor]()
+    whole = read_artifact(artifact)
+    largest = max(sum(tensor.nbytes for tensor in weight.tensors.values()) for weight in whole.weights.values())
+    largest = max(largest, *(tensor.nbytes for tensor in whole.kept.values()))
+    seen = []
+
+    def watched(file: TensorFile, stored: str) -> Tensor:
+        tensor = own(file, stored)
+        alive.add(tensor)
+        seen.append(sum(other.nbytes for other in alive))
+        return tensor
+
+    monkeypatch.setattr(TensorFile, "__getitem__", watched)
+    run(ExportJob(artifact, tmp_path / name))
+    assert len(seen) > len(whole.weights)
+    assert 0 < max(seen) <= largest < sum(tensor.nbytes for tensor in whole.kept.values())
+
+
+@pytest.mark.parametrize("name", ["unet", "unet.safetensors"])
+def test_a_full_disk_leaves_nothing(artifact: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, written = os.write, []
+
+    def full(descriptor: int, data: memoryview) -> int:
+        written.append(len(data))
+        if sum(written) > 500_000:
+            raise OSError(28, "No space left on device")
+        return own(descriptor, data)
+
+    monkeypatch.setattr("sdvq_core.store.tensor_file.os.write", full)
+    assert "No space left on device" in refused(StoreError, lambda: run(ExportJob(artifact, tmp_path / name)))
+    assert len(written) > 5
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["unet", "unet.safetensors"])
+def test_a_killed_export_leaves_nothing_under_its_name(artifact: Path, tmp_path: Path, name: str) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from sdvq_core.export import ExportJob, export\n"
+        "for number, _ in enumerate(export(ExportJob(Path(sys.argv[1]), Path(sys.argv[2])))):\n"
+        "    if number == 30: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", code, str(artifact), str(tmp_path / name)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    assert [path.name[:6] for path in tmp_path.iterdir()] == [".unet."]
+    run(ExportJob(artifact, tmp_path / name))
 
 
 def refused(kind: type[SdvqError], make: Callable[[], object]) -> str:

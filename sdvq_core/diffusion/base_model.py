@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from sdvq_core.diffusion.fingerprint import fingerprint, translate, unet_files
 from sdvq_core.diffusion.folders import WEIGHTED, check_unet_config, read_header, read_json, weight_files
-from sdvq_core.diffusion.hub import hub_folder
+from sdvq_core.diffusion.hub import fetched, hub_folder
 from sdvq_core.diffusion.placement import PARTS, UNET, Placement
 from sdvq_core.diffusion.precision import guard_vae, pick_dtype
 from sdvq_core.diffusion.quiet import quiet
@@ -81,6 +81,8 @@ def load_base(
 
     dtype: auto, fp16, bf16 or fp32. offload: keep parts on the CPU while they are idle, where `device` is a GPU.
     """
+    if not source.no_image:
+        source = fetched(source)
     if source.no_image:
         raise ModelError(f"no image can be drawn with {source.name}, nor statistics gathered on it: {source.no_image}")
     where = pick_device(device)
@@ -145,6 +147,7 @@ def unet_weights(source: Source) -> UnetWeights:
 
 def check_files(source: Source) -> None:
     """Raise ModelError unless all weight files are whole and in floating point, the UNet's with exactly its tensors."""
+    source = fetched(source)
     folder = pipeline_folder(source)
     for path in () if folder is None or source.no_image else _beside_unet(folder):
         check_dtypes(read_header(path), str(path))

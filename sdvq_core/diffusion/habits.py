@@ -1,8 +1,8 @@
-"""How a single-file checkpoint is sampled when nobody says otherwise; light.
+"""How a checkpoint is sampled when nobody says otherwise; light.
 
-Weights do not tell few-step models from others. The rule: what the user adds (FILE@turbo), else the file's own metadata
-(modelspec.*), else its name; SDXL-Turbo's own names mean SDXL-Turbo, other names with "turbo" or "lightning" a few-step
-fine-tune at SDXL's size, all others SDXL.
+Weights do not tell few-step models from others. The rule: what the user adds (FILE@turbo), else a file's own metadata
+(modelspec.*) or a folder's scheduler (Turbo's), else its name; SDXL-Turbo's own names mean SDXL-Turbo, other names with
+"turbo" or "lightning" a few-step fine-tune at SDXL's size, all others SDXL. A Hub model is a folder with its own name.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def split_habits(name: str) -> tuple[str, str]:
 
 def habits_of(stem: str, metadata: Mapping[str, str], names: Iterable[str], chosen: str = "") -> Habits:
     """The habits of a checkpoint file. stem: its name; names: of its tensors, `v_pred` and `ztsnr` are markers."""
-    habits = HABITS[chosen or _told(metadata.get("modelspec.title", "")) or _told(stem) or "base"]
+    title = metadata.get("modelspec.title", "")
+    habits = HABITS[chosen] if chosen else habits_named(title if _told(title) else stem)
     square = re.fullmatch(r"(\d+)x\1", metadata.get("modelspec.resolution", ""))
     if square and not chosen:
         habits = replace(habits, resolution=int(square[1]))
@@ -60,6 +61,11 @@ def habits_of(stem: str, metadata: Mapping[str, str], names: Iterable[str], chos
     if "ztsnr" in names:
         habits = replace(habits, scheduler=habits.scheduler + _ZERO_SNR)
     return habits
+
+
+def habits_named(name: str) -> Habits:
+    """The habits that a title or name tells, of a file, a folder or a Hub model; SDXL's where it tells none."""
+    return HABITS[_told(name) or "base"]
 
 
 def _told(text: str) -> str:

@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, ModelCard, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from sdvq_core.diffusion.folders import PICKLES, WEIGHTED, check_pipeline
-from sdvq_core.diffusion.sources import Source, cached_folder
+from sdvq_core.diffusion.sources import Source, cached_folder, find_source
 from sdvq_core.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,14 @@ def hub_folder(source: Source) -> Path:
         folder = _download(source)
     check_pipeline(folder)
     return folder
+
+
+def fetched(source: Source) -> Source:
+    """`source` as its files say, which are fetched first where it is a model on the Hub."""
+    if source.kind != "hub":
+        return source
+    hub_folder(source)
+    return find_source(source.name)
 
 
 def reachable() -> bool:

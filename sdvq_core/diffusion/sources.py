@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from sdvq_core.diffusion.folders import (
     refusal,
     resolution,
 )
-from sdvq_core.diffusion.habits import HABITS, Changes, Habits, habits_of, split_habits
+from sdvq_core.diffusion.habits import HABITS, Changes, Habits, habits_named, habits_of, split_habits
 from sdvq_core.diffusion.recognition import LDM_UNET, TEXT_1, TEXT_2, VAE, check_dtypes, unet_shape, why_no_image
 from sdvq_core.diffusion.sdxl_config import REFINER_WIDTH, SDXL_WIDTH
 from sdvq_core.errors import ModelError
@@ -95,7 +95,7 @@ def find_source(name: str) -> Source:
         return _file(name, _look_up(file)[0], habits)
     hub = HUB_ID.fullmatch(name)
     if hub:
-        return Source(name, "hub", hub[1], name, "sdxl", SDXL.steps, SDXL.guidance, SDXL.resolution, hub[2])
+        return _hub(name, hub[1], hub[2])
     if os.sep in name or name.startswith(("~", ".")):
         raise ModelError(f"{name} does not exist; a model is {ACCEPTED}")
     raise ModelError(f"{name!r} names no model; a model is {ACCEPTED}")
@@ -111,6 +111,15 @@ def cached_folder(repo: str, revision: str | None = None) -> Path | None:
     except (ModelError, HFValidationError):
         return None
     return Path(index).parent
+
+
+def exact_name(source: Source) -> str:
+    """What an artifact says it was made from: of a Hub model in the cache the id with its commit, else what was typed.
+
+    It names the very same files when it is typed again.
+    """
+    folder = cached_folder(source.location, source.revision) if source.kind == "hub" else None
+    return source.name if folder is None else f"{source.location}@{folder.name}"
 
 
 def nano_folder() -> Path:
@@ -143,14 +152,26 @@ def _nano() -> Source:
 
 
 def _folder(name: str, folder: Path) -> Source:
-    reason = check_pipeline(folder)
-    config = read_json(folder / "unet" / "config.json")
-    tier = "nano" if nano_sized(config) else "sdxl"
     label, full = folder.resolve().name, str(folder.resolve())
+    return _as_it_says(Source(name, "folder", full, label, "sdxl", SDXL.steps, SDXL.guidance, SDXL.resolution), folder)
+
+
+def _hub(name: str, repo: str, revision: str | None) -> Source:
+    """A Hub model: what its name tells until its files are in the cache, then what a folder with them is."""
+    habits = habits_named(repo.rpartition("/")[2])
+    source = Source(name, "hub", repo, name, "sdxl", habits.steps, habits.guidance, habits.resolution, revision)
+    folder = cached_folder(repo, revision)
+    return source if folder is None else _as_it_says(source, folder)
+
+
+def _as_it_says(source: Source, folder: Path) -> Source:
+    """`source`, a folder or a Hub model, with what its pipeline folder says about it."""
+    reason, config = check_pipeline(folder), read_json(folder / "unet" / "config.json")
+    tier = "nano" if nano_sized(config) else "sdxl"
     if reason:
-        return Source(name, "folder", full, label, tier, SDXL.steps, SDXL.guidance, SDXL.resolution, no_image=reason)
-    steps, guidance = _habits(folder, tier)
-    return Source(name, "folder", full, label, tier, steps, guidance, resolution(folder, config))
+        return replace(source, tier=tier, no_image=reason)
+    steps, guidance = _habits(folder, tier, Path(source.location).name)
+    return replace(source, tier=tier, steps=steps, guidance=guidance, resolution=resolution(folder, config))
 
 
 def _unet_folder(name: str, folder: Path) -> Source:
@@ -162,12 +183,15 @@ def _unet_folder(name: str, folder: Path) -> Source:
     return Source(name, "unet", str(full), full.name, tier, SDXL.steps, SDXL.guidance, SDXL.resolution, no_image=reason)
 
 
-def _habits(folder: Path, tier: str) -> tuple[int, float]:
-    """(steps, guidance) that suit a pipeline folder; few-step models come with Turbo's scheduler."""
+def _habits(folder: Path, tier: str, name: str) -> tuple[int, float]:
+    """(steps, guidance) that suit a pipeline folder; few-step models come with Turbo's scheduler, or say so by name."""
     scheduler: dict[str, Any] = read_json(folder / "scheduler" / "scheduler_config.json")
     if scheduler.get("_class_name") == "EulerAncestralDiscreteScheduler":
         return TURBO.steps, TURBO.guidance
-    return (20, 4.0) if tier == "nano" else (SDXL.steps, SDXL.guidance)
+    if tier == "nano":
+        return 20, 4.0
+    named = habits_named(name)
+    return named.steps, named.guidance
 
 
 def _file(name: str, path: Path, chosen: str) -> Source:

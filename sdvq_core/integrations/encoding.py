@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
+from sdvq_core.errors import ConfigError
+
 if TYPE_CHECKING:
     from sdvq_core.store.manifest import Manifest
 
@@ -41,3 +43,11 @@ def provide(factory: Factory) -> None:
 def encoder(recipe: str, keep: Sequence[str]) -> Encoder:
     """What makes `recipe` of a model but for the layers that match `keep`; ConfigError if it cannot be made so."""
     return _factories[0](recipe, keep)  # `import sdvq_core` has provided it
+
+
+def not_a_unet(model: nn.Module) -> ConfigError:
+    """Why `model`, a component of diffusers or of transformers, is not compressed."""
+    return ConfigError(
+        f"SDVQ compresses a UNet2DConditionModel, not {type(model).__name__}; "
+        "for a pipeline pass components_to_quantize='unet'"
+    )

@@ -72,9 +72,9 @@ def _with_diffusers(auto: ModuleType) -> None:
 
 
 def _with_transformers(auto: ModuleType) -> None:
-    from sdvq_core.integrations.transformers import NoTextConfig
+    from sdvq_core.integrations.transformers import register
 
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING["sdvq"] = NoTextConfig
+    register(auto)
 
 
 _TARGETS: dict[str, Register] = {

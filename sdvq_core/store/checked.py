@@ -18,30 +18,27 @@ Stamp = tuple[int, ...]
 _SETTLED_NS = 2_000_000_000  # times are coarse: what has just changed may change again without a trace
 
 
-def stamp(file: Path) -> Stamp:
-    """What changes when `file` does. OSError if it cannot be asked."""
-    found = file.stat()
+def stamp(found: os.stat_result) -> Stamp:
+    """What changes when a file does."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def is_checked(file: Path, sha256: str) -> bool:
-    """Whether `file`, as it is now, was found to hold what `sha256` says."""
+def is_checked(file: Path, sha256: str, seen: Stamp) -> bool:
+    """Whether `file`, when it had the stamp `seen`, was found to hold what `sha256` says."""
     try:
         known = json.loads(_place(file).read_text("utf-8"))
-        return bool(known == {"sha256": sha256, "stamp": list(stamp(file))})
     except (OSError, ValueError):
         return False
+    return bool(known == {"sha256": sha256, "stamp": list(seen)})
 
 
 def remember(file: Path, sha256: str, seen: Stamp) -> None:
-    """`file` was read from beginning to end, with the stamp `seen` before, and holds what `sha256` says."""
+    """`file` had the stamp `seen` before and after it was read, and holds what `sha256` says."""
     if os.name == "nt" or time.time_ns() - max(seen[3:]) < _SETTLED_NS:  # Windows has no change time
         return
     place = _place(file)
     temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
     try:
-        if stamp(file) != seen:
-            return
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps({"sha256": sha256, "stamp": seen}), "utf-8")
         temporary.replace(place)

@@ -1,4 +1,4 @@
-"""A safetensors file written tensor after tensor: never more than one of them in memory.
+"""A safetensors file written, and read, tensor after tensor: never more than one of them in memory.
 
 The bytes are those of `safetensors.torch.save_file`: uint64 length of the header (little endian), the header as JSON
 padded with spaces to a multiple of 8, then data, wide dtypes first and names in order within a dtype. Specs before
@@ -15,11 +15,14 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from sdvq_core.errors import StoreError
+from sdvq_core.store.checked import Stamp, stamp
 
 Specs = Mapping[str, tuple[torch.dtype, Sequence[int]]]
 
@@ -103,6 +106,59 @@ def writing_tensors(
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """The tensors of a file, each read when it is asked for, until the file is closed.
+
+    Read, not mapped: mapped pages count as memory of the process, and a file that shrinks would end it. metadata: of
+    the header. opened: the stamp of the file when it was opened. SafetensorError: not a whole safetensors file;
+    KeyError: a dtype that is not in `DTYPES`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with safe_open(path, "pt") as checked:
+            self.metadata: Mapping[str, str] = checked.metadata() or {}
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        self.specs = {name: (DTYPES[entry["dtype"]], tuple(entry["shape"])) for name, entry in header.items()}
+        self._starts = {name: 8 + length + int(entry["data_offsets"][0]) for name, entry in header.items()}
+        self._file = path.open("rb", buffering=0)
+        self.opened = self.stamp
+
+    def __getitem__(self, name: str) -> Tensor:
+        dtype, shape = self.specs[name]
+        nbytes = tensor_nbytes(dtype, shape)
+        data = torch.empty(nbytes, dtype=torch.uint8)
+        self._file.seek(self._starts[name])
+        room: memoryview = data.numpy().data
+        while room:  # one call reads 2 GB at most
+            got = self._file.readinto(room)
+            if not got:
+                raise StoreError(f"{self._file.name} ends in the middle of {name}: it was changed while it was read")
+            room = room[got:]
+        return data.view(dtype).reshape(shape) if nbytes else torch.empty(shape, dtype=dtype)
+
+    @property
+    def stamp(self) -> Stamp:
+        """What changes when the file does."""
+        return stamp(os.fstat(self._file.fileno()))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
 
 
 def flush(path: Path) -> None:

@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import UNet2DConditionModel
 from huggingface_hub import constants
 
+from sdvq_core import SdvqConfig, Workbench
+from sdvq_core.diffusion.base_model import check_files, load_base
 from sdvq_core.diffusion.fingerprint import fingerprint
 from sdvq_core.diffusion.hub import cached_licence, licence_words, needed
 from sdvq_core.diffusion.sources import at_hand, find_source
 from sdvq_core.errors import ModelError, SdvqError
+from sdvq_core.records import BaseInfo
+from sdvq_core.store import read_manifest
 from tests.diffusion.fake_hub import FakeHub, folder_files, serving
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
@@ -116,6 +121,60 @@ def test_a_revision_is_another_snapshot(hub: FakeHub, load: Load, tmp_path: Path
     assert load("owner/tiny@" + COMMITS["v2"], HF_HUB_OFFLINE=True)["before"]
     assert not load("owner/tiny", HF_HUB_OFFLINE=True)["before"]
     assert "has no revision 'v9'; name a branch, a tag or a commit" in load("owner/tiny@v9")["answer"]
+
+
+def edit(hub: FakeHub, name: str, **changes: object) -> None:
+    hub.files[name] = json.dumps({**json.loads(hub.files[name]), **changes}).encode()
+
+
+NO_IMAGE = {
+    "refiner": (
+        ("model_index.json", {"text_encoder": [None, None], "tokenizer": [None, None]}),
+        "it has no text_encoder and no tokenizer, like SDXL's refiner",
+    ),
+    "inpainting": (("unet/config.json", {"in_channels": 9}), "it is an inpainting UNet (9 channels in, 4 out)"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_IMAGE)
+def test_what_draws_no_image_says_why_and_its_unet_can_be_read(hub: FakeHub, load: Load, kind: str) -> None:
+    (name, changes), reason = NO_IMAGE[kind]
+    edit(hub, name, **changes)
+    if kind == "refiner":
+        hub.files = {
+            file: data for file, data in hub.files.items() if not file.startswith(("text_encoder/", "tokenizer/"))
+        }
+    with pytest.raises(ModelError) as caught:
+        load_base(find_source("owner/tiny"), "cpu")
+    sentence = f"no image can be drawn with owner/tiny, nor statistics gathered on it: {reason}"
+    assert str(caught.value) == sentence
+    assert find_source("owner/tiny").no_image == reason
+    assert load()["before"]
+    if kind == "refiner":
+        check_files(find_source("owner/tiny"))
+
+
+def test_turbos_scheduler_gives_turbos_habits(hub: FakeHub, load: Load) -> None:
+    edit(hub, "scheduler/scheduler_config.json", _class_name="EulerAncestralDiscreteScheduler")
+    edit(hub, "model_index.json", scheduler=["diffusers", "EulerAncestralDiscreteScheduler"])
+    base = load_base(find_source("owner/tiny"), "cpu")
+    assert (base.source.steps, base.source.guidance, base.source.resolution) == (2, 0, 32)
+    assert type(base.pipe.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
+    assert base.source == find_source("owner/tiny")
+
+
+@pytest.mark.parametrize("revision", COMMITS)
+def test_an_artifact_says_which_commit_it_was_made_from(load: Load, tmp_path: Path, revision: str) -> None:
+    model = "owner/tiny" if revision == "main" else f"owner/tiny@{revision}"
+    wanted = load(model)["answer"]
+    (*_, report) = Workbench(tmp_path / "data", "cpu").compress(model, "rtn", tmp_path / "artifact")
+    assert report.base == BaseInfo(f"owner/tiny@{COMMITS[revision]}", wanted)
+    assert read_manifest(tmp_path / "artifact")[1].base == report.base
+    assert find_source(report.base.id).revision == COMMITS[revision]
+    unet = UNet2DConditionModel.from_pretrained(
+        snapshot(tmp_path, COMMITS[revision]) / "unet", quantization_config=SdvqConfig("rtn:bits=4")
+    )
+    assert unet.config.quantization_config.manifest.base == report.base
 
 
 def test_a_lost_connection_is_taken_up_where_it_broke(hub: FakeHub, load: Load, tmp_path: Path) -> None:

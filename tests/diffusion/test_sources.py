@@ -76,6 +76,17 @@ def test_a_folder_with_turbos_scheduler_is_sampled_like_turbo(copy: Path) -> Non
     assert (find_source(str(copy)).steps, find_source(str(copy)).guidance) == (2, 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "habits"), [("sd_xl_turbo", "turbo"), ("DreamXL-Lightning", "lightning"), ("xl", "base")]
+)
+def test_a_folder_and_a_hub_model_are_told_by_their_names_like_a_file(copy: Path, name: str, habits: str) -> None:
+    edit(copy / "unet" / "config.json", block_out_channels=[320, 640, 1280])
+    folder, wanted = find_source(str(copy.rename(copy.with_name(name)))), HABITS[habits]
+    assert (folder.steps, folder.guidance, folder.resolution) == (wanted.steps, wanted.guidance, 32)
+    hub = find_source(f"someone/{name}")
+    assert (hub.steps, hub.guidance, hub.resolution) == (wanted.steps, wanted.guidance, wanted.resolution)
+
+
 def checkpoint(path: Path, conv: tuple[int, int, int] = (320, 4, 4), **changes: torch.Tensor | None) -> Path:
     """A file with the tensors that tell what it is; conv: the UNet's width, channels in and out."""
     width, channels_in, channels_out = conv

@@ -7,9 +7,10 @@ import torch
 from diffusers import AutoencoderKL, PipelineQuantizationConfig, StableDiffusionXLPipeline, UNet2DConditionModel
 from native_cases import NANO, WORD, answer
 from safetensors.torch import save_file
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from sdvq_core import CompressionPlan, SdvqConfig, compress, make
-from sdvq_core.errors import ConfigError, LayerError, ModelError, StoreError
+from sdvq_core.errors import ConfigError, LayerError, StoreError
 from sdvq_core.integrations.loading import load_artifact
 from sdvq_core.nn import quantized_layers
 from sdvq_core.plan import vqdm_rules
@@ -135,13 +136,27 @@ def test_what_cannot_be_made_while_loading_is_refused(word, sentence):
 def test_more_that_is_refused():
     with pytest.raises(ConfigError, match="'attn7' matches no layer; there are layers such as"):
         on_load(SdvqConfig("rtn:bits=4", modules_to_not_convert=["attn7"]))
-    with pytest.raises(ModelError, match="not a AutoencoderKL; name the UNet alone"):
-        AutoencoderKL.from_pretrained(NANO, subfolder="vae", quantization_config=SdvqConfig("rtn:bits=4"))
-    everything = PipelineQuantizationConfig("sdvq", {"recipe": WORD})
-    with pytest.raises(ConfigError, match="pass components_to_quantize='unet'"):
-        StableDiffusionXLPipeline.from_pretrained(NANO, quantization_config=everything)
     with pytest.raises(ConfigError, match="on one device while it loads"):
         on_load(SdvqConfig("rtn:bits=4"), device_map={"conv_in": "cpu", "": "meta"})
+
+
+OTHERS = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+SENTENCE = "SDVQ compresses a UNet2DConditionModel, not {}; for a pipeline pass components_to_quantize='unet'"
+
+
+@pytest.mark.parametrize("part", OTHERS)
+def test_other_components_are_refused_by_their_class(part):
+    kind = OTHERS[part]
+    with pytest.raises(ConfigError, match=f"^{SENTENCE.format(kind.__name__)}$"):
+        kind.from_pretrained(NANO, subfolder=part, quantization_config=SdvqConfig("rtn:bits=4"))
+
+
+def test_a_pipeline_that_names_no_component_is_refused():
+    """Whatever is loaded first: diffusers' order depends on the hashes of names."""
+    everything = PipelineQuantizationConfig("sdvq", {"recipe": WORD})
+    with pytest.raises(ConfigError) as caught:
+        StableDiffusionXLPipeline.from_pretrained(NANO, quantization_config=everything)
+    assert str(caught.value) in [SENTENCE.format(kind.__name__) for kind in OTHERS.values()]
 
 
 @pytest.mark.parametrize(("tensor", "error"), [

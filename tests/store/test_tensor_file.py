@@ -17,7 +17,15 @@ from torch import Tensor
 
 from sdvq_core.errors import StoreError
 from sdvq_core.store import tensor_file
-from sdvq_core.store.tensor_file import WORDS, file_head, flush, stored_order, write_tensors, writing_tensors
+from sdvq_core.store.tensor_file import (
+    WORDS,
+    TensorFile,
+    file_head,
+    flush,
+    stored_order,
+    write_tensors,
+    writing_tensors,
+)
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -28,6 +36,11 @@ def specs_of(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[i
 
 def filled(dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.arange(torch.Size(shape).numel()).remainder(2).to(dtype).reshape(shape)
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    left, right = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(left, right)
 
 
 def both(tensors: dict[str, Tensor], metadata: dict[str, str] | None, folder: Path) -> tuple[bytes, bytes]:
@@ -56,8 +69,12 @@ def test_every_shape_and_name_gives_the_bytes_of_safetensors(
     tmp_path_factory: pytest.TempPathFactory, specs: dict[str, tuple[torch.dtype, list[int]]]
 ) -> None:
     tensors = {name: filled(dtype, *shape) for name, (dtype, shape) in specs.items()}
-    theirs, ours = both(tensors, {"format": "pt"}, tmp_path_factory.mktemp("files"))
+    folder = tmp_path_factory.mktemp("files")
+    theirs, ours = both(tensors, {"format": "pt"}, folder)
     assert ours == theirs
+    with TensorFile(folder / "theirs.safetensors") as file:
+        assert (file.specs, file.metadata) == (specs_of(tensors), {"format": "pt"})
+        assert all(same_bytes(file[name], tensor) for name, tensor in tensors.items())
 
 
 def test_a_view_is_written_as_it_reads(tmp_path: Path) -> None:
