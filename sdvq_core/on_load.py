@@ -47,9 +47,9 @@ class OnLoad:
             raise ConfigError(self._needs_more("learns from the original's trajectories"))
 
     def weights(self, model: nn.Module, files: Sequence[Path]) -> Collection[str]:
-        """Names of the weights that will be compressed. files: the checkpoint, for its fingerprint."""
+        """Names of the weights that will be compressed. files: for the fingerprint; none where it is a single file."""
         if type(model).__name__ != "UNet2DConditionModel":
-            raise not_a_unet(model)
+            raise not_a_unet(model, single_file=not files)
         self._base = _base_of(files)
         self._plan = CompressionPlan.resolve(model, [*self._rules(), *_kept_rules(model, self.keep)])
         blind = sorted({item.quantizer.name for item in self._plan.assignments if item.quantizer.calibrated})

@@ -5,7 +5,6 @@ A LoRA that does not fit is refused before it changes anything; one that would d
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,18 +15,47 @@ from sdvq_core.errors import ConfigError
 
 _DOWN = re.compile(r"(?P<layer>.+?)\.(?:lora_A|lora\.down|lora_down|lora_linear_layer\.down)(?:\.\w+)?\.weight")
 _UP = re.compile(r"(?P<layer>.+?)\.(?:lora_B|lora\.up|lora_up|lora_linear_layer\.up)(?:\.\w+)?\.weight")
+_FETCHING = (  # what diffusers' method takes to find a file
+    "weight_name",
+    "use_safetensors",
+    "local_files_only",
+    "cache_dir",
+    "force_download",
+    "proxies",
+    "token",
+    "revision",
+    "subfolder",
+    "metadata",
+)
 _WANTED = "pass one that was trained on this model's family"
 _ELSEWHERE = ("text_encoder", "text_model", "lora_te")  # where else a LoRA of this family may have its weights
 
 
-def load_lora_adapter(own: Any, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+def load_lora_adapter(
+    own: Any,
+    model: nn.Module,
+    pretrained_model_name_or_path_or_dict: Any,
+    prefix: str | None = "transformer",
+    hotswap: bool = False,
+    **kwargs: Any,
+) -> None:
     """diffusers' method `own`; ConfigError, with the model as it was, where the LoRA fits no layer or other shapes."""
-    given = inspect.signature(own).bind(model, *args, **kwargs)
-    given.apply_defaults()
-    weights = given.arguments["pretrained_model_name_or_path_or_dict"]
-    if isinstance(weights, Mapping):
-        check_fits(model, weights, given.arguments["prefix"])
-    own(model, *args, **kwargs)
+    weights = pretrained_model_name_or_path_or_dict
+    if not isinstance(weights, Mapping):
+        weights, kwargs = _fetched(weights, kwargs)
+    check_fits(model, weights, prefix)
+    own(model, weights, prefix, hotswap, **kwargs)
+
+
+def _fetched(place: Any, kwargs: Mapping[str, Any]) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """(weights by name, what is left of `kwargs`) of a LoRA in a file or on the Hub, found as diffusers does."""
+    from diffusers.loaders.lora_base import _fetch_state_dict  # here: it imports what registers this package
+
+    asked = {name: kwargs.get(name) for name in _FETCHING}
+    weights, metadata = _fetch_state_dict(
+        place, **asked, user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"}, allow_pickle=False
+    )
+    return weights, {**{name: kwargs[name] for name in kwargs if name not in _FETCHING}, "metadata": metadata}
 
 
 def check_fits(model: nn.Module, weights: Mapping[str, Tensor], prefix: str | None) -> None:
@@ -36,7 +64,9 @@ def check_fits(model: nn.Module, weights: Mapping[str, Tensor], prefix: str | No
     own = {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
     if not own:
         if not any(name.startswith(_ELSEWHERE) for name in weights):
-            raise ConfigError(f"the LoRA has no weights for a UNet of SDXL; its first is {next(iter(weights), 'none')}")
+            first = next(iter(weights), "none")
+            advice = "; pass prefix='unet'" if first.startswith("unet.") else ""
+            raise ConfigError(f"the LoRA has no weights for a UNet of SDXL; its first is {first}{advice}")
         return
     layers, sides = dict(model.named_modules()), [*_sides(own, _DOWN, 1), *_sides(own, _UP, 0)]
     for name, size, side in sides:

@@ -45,9 +45,11 @@ def encoder(recipe: str, keep: Sequence[str]) -> Encoder:
     return _factories[0](recipe, keep)  # `import sdvq_core` has provided it
 
 
-def not_a_unet(model: nn.Module) -> ConfigError:
-    """Why `model`, a component of diffusers or of transformers, is not compressed."""
-    return ConfigError(
-        f"SDVQ compresses a UNet2DConditionModel, not {type(model).__name__}; "
-        "for a pipeline pass components_to_quantize='unet'"
+def not_a_unet(model: nn.Module, single_file: bool = False) -> ConfigError:
+    """Why `model`, a component of diffusers or of transformers, is not compressed, and what to write instead."""
+    advice = (
+        "load the UNet by UNet2DConditionModel.from_single_file, and the pipeline with unet=…"
+        if single_file
+        else "for a pipeline pass components_to_quantize='unet'"
     )
+    return ConfigError(f"SDVQ compresses a UNet2DConditionModel, not {type(model).__name__}; {advice}")

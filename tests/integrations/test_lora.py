@@ -221,6 +221,34 @@ def test_a_lora_of_another_architecture_gets_a_sentence(pair, weights, sentence)
     assert not hasattr(pipe.unet, "peft_config")
 
 
+@pytest.mark.parametrize("form", ["weights", "file", "folder"])
+@pytest.mark.parametrize(("weights", "sentence"), FOREIGN.values(), ids=FOREIGN)
+def test_the_models_own_method_says_the_same(unet, tmp_path, weights, sentence, form):
+    save_file(weights, tmp_path / "lora.safetensors")
+    place = {"weights": weights, "file": tmp_path / "lora.safetensors", "folder": tmp_path}[form]
+    named = {"weight_name": "lora.safetensors"} if form == "folder" else {}
+    before = list(dict(unet.named_modules()))
+    with pytest.raises(ConfigError, match=sentence):
+        unet.load_lora_adapter(place, prefix="unet", **named)
+    assert list(dict(unet.named_modules())) == before
+    assert not hasattr(unet, "peft_config")
+
+
+@pytest.mark.parametrize("form", ["weights", "file", "folder"])
+def test_a_lora_is_loaded_by_the_models_own_method(pair, tmp_path, form):
+    compressed, floats = pair
+    path = peft_file(tmp_path / "lora.safetensors", compressed.unet, layers(compressed.unet, QuantizedLayer))
+    place = {"weights": load_file(path), "file": str(path), "folder": tmp_path}[form]
+    named = {"weight_name": "lora.safetensors"} if form == "folder" else {}
+    before = answer(compressed.unet)
+    with pytest.raises(ConfigError, match=r"its first is unet\..*; pass prefix='unet'"):
+        compressed.unet.load_lora_adapter(pretrained_model_name_or_path_or_dict=place, **named)
+    for pipe in pair:
+        pipe.unet.load_lora_adapter(pretrained_model_name_or_path_or_dict=place, prefix="unet", **named)
+    assert apart(answer(compressed.unet), before) > 0.01
+    assert apart(answer(compressed.unet), answer(floats.unet)) < EXACT
+
+
 def test_a_lora_for_the_text_alone_is_welcome(pair):
     pipe, _ = pair
     name = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"

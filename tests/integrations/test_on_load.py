@@ -1,6 +1,8 @@
 """Compression while a model loads gives the artifact that `compress` makes of the same word, bit for bit."""
 
 import logging
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from sdvq_core import CompressionPlan, SdvqConfig, compress, make
+from sdvq_core.diffusion.components import part_of_folder, write_single_file
+from sdvq_core.diffusion.folders import WEIGHTED
 from sdvq_core.errors import ConfigError, LayerError, StoreError
 from sdvq_core.integrations.loading import load_artifact
 from sdvq_core.nn import quantized_layers
@@ -114,6 +118,36 @@ def test_an_artifact_stays_what_it_is(nano_artifact):
     with pytest.warns(UserWarning, match="already has a `quantization_config`"):
         unet = UNet2DConditionModel.from_pretrained(nano_artifact, quantization_config=SdvqConfig("rtn:bits=4"))
     same_state(unet, load_artifact(nano_artifact))
+
+
+@pytest.fixture(scope="module")
+def nano_file(tmp_path_factory):
+    """The bundled model as one file in the original layout."""
+    path = tmp_path_factory.mktemp("file") / "nano.safetensors"
+    with ExitStack() as stack:
+        parts = {part: part_of_folder(Path(NANO) / part, stack) for part in WEIGHTED}
+        assert all(write_single_file(path, parts))
+    return str(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_unet_in_a_single_file_is_compressed_while_it_loads(nano_artifact, nano_file, dtype, tmp_path):
+    config = {"config": str(NANO), "quantization_config": SdvqConfig(WORD), "torch_dtype": dtype}
+    unet = UNet2DConditionModel.from_single_file(nano_file, subfolder="unet", **config)
+    same_state(unet, load_artifact(nano_artifact, dtype=dtype))
+    unet.save_pretrained(tmp_path)
+    assert read_artifact(tmp_path).manifest.layers == read_artifact(nano_artifact).manifest.layers
+    pipe = StableDiffusionXLPipeline.from_single_file(nano_file, config=str(NANO), unet=unet)
+    assert pipe.unet is unet
+
+
+def test_a_pipeline_in_a_single_file_is_told_to_load_its_unet_first(nano_file):
+    """diffusers hands the config to every component of a single file."""
+    sentence = "not AutoencoderKL; load the UNet by UNet2DConditionModel.from_single_file, and the pipeline with unet=…"
+    with pytest.raises(ConfigError, match=f"^SDVQ compresses a UNet2DConditionModel, {sentence}$"):
+        StableDiffusionXLPipeline.from_single_file(
+            nano_file, config=str(NANO), quantization_config=SdvqConfig("rtn:bits=4")
+        )
 
 
 REFUSED = {
