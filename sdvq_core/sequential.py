@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from sdvq_core.calibration import GroupStats, block_groups, collect_sequential
+from sdvq_core.calibration import GroupStats, Here, block_groups, collect_sequential
 from sdvq_core.compress import Compression, LayerResult
 from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import Notice, Progress
@@ -42,9 +42,9 @@ def compress_sequentially(
     settings = settings_for(base.source, calibration).after(_context(plan))
     key = statistics_key(base.source, base.fingerprint, calibration, settings.context)
     asked = {group: [name for name in names if name in calibrated] for group, names in groups.items()}
-    info, runs = BaseInfo(base.source.name, base.fingerprint), trajectories(base, student, settings)
+    info, here = BaseInfo(base.source.name, base.fingerprint), Here(student, trajectories(base, student, settings))
     folder, pace = data / "statistics" / key, Pace(plan)
-    for event in collect_sequential(student, asked, runs, settings, folder, info, calibration.memory):
+    for event in collect_sequential(here, asked, settings, folder, info, calibration.memory):
         if not isinstance(event, GroupStats):
             yield event
             continue

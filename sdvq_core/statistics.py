@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from sdvq_core import presets
-from sdvq_core.calibration import DEFAULT_ROWS, CalibrationSettings, Trajectory, collect, timestep_weights
+from sdvq_core.calibration import DEFAULT_ROWS, CalibrationSettings, Here, Trajectory, collect, timestep_weights
 from sdvq_core.diffusion.sources import Source
 from sdvq_core.errors import ConfigError, StoreError
 from sdvq_core.grouping import row_length
@@ -121,8 +121,8 @@ def gather(
         return
     settings = settings_for(base.source, calibration)
     folder = data / "statistics" / statistics_key(base.source, base.fingerprint, calibration)
-    runs = trajectories(base, base.unet, settings)
-    for event in collect(base.unet, names, runs, settings, folder, info, calibration.memory):
+    here = Here(base.unet, trajectories(base, base.unet, settings))
+    for event in collect(here, names, settings, folder, info, calibration.memory):
         yield event.only(names) if isinstance(event, StatsFolder) else event
 
 
@@ -132,9 +132,9 @@ def trajectories(base: BaseModel, unet: nn.Module, settings: CalibrationSettings
 
 
 def _trajectory(base: BaseModel, unet: nn.Module, batch: tuple[Sampling, ...]) -> Trajectory:
-    from sdvq_core.diffusion.sampling import sample_batch
+    from sdvq_core.diffusion.sampling import call_count, sample_batch
 
-    return Trajectory(lambda: sample_batch(base, unet, batch), batch[0].steps)
+    return Trajectory(lambda: sample_batch(base, unet, batch), call_count(base, batch[0].steps))
 
 
 def _check_fit(found: StatsFolder, plan: CompressionPlan) -> None:
