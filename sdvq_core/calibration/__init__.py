@@ -14,6 +14,7 @@ from sdvq_core.calibration.settings import (
     timestep_weights,
 )
 from sdvq_core.calibration.sharing import SharedInput, Trajectory, shared_inputs
+from sdvq_core.calibration.spread import Spread, Workers
 
 __all__ = [
     "DEFAULT_ROWS",
@@ -22,8 +23,10 @@ __all__ = [
     "GroupStats",
     "Here",
     "SharedInput",
+    "Spread",
     "Survey",
     "Trajectory",
+    "Workers",
     "block_groups",
     "collect",
     "collect_sequential",

@@ -40,11 +40,11 @@ class Here:
             raise ConfigError("calibration needs at least one trajectory to sample")
         sources = shared_inputs(self.model, names, self.trajectories[0])
         calls = sum(trajectory.steps for trajectory in self.trajectories)
-        return Survey(tuple(sources), calls, len(units(len(self.trajectories))), default_budget(self._device))
+        return Survey(tuple(sources), calls, len(units(len(self.trajectories))), default_budget(self.device))
 
     def fill(self, items: Sequence[Gathering], settings: CalibrationSettings, writer: StatsWriter) -> Iterator[int]:
         """The number of calls made since the last item; at its end the matrices of `items` are written."""
-        summing, parts = Summing(items, settings, self._device), units(len(self.trajectories))
+        summing, parts = Summing(items, settings, self.device), units(len(self.trajectories))
         for unit in parts:
             for _ in summing.run(self.model, self.trajectories, unit):
                 yield 1
@@ -53,5 +53,6 @@ class Here:
         summing.save(writer)
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Where the model computes."""
         return next(self.model.parameters()).device

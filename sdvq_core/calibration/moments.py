@@ -67,6 +67,10 @@ class SecondMoment:
             upper.zero_()
         self._finished, self.weight = self._finished + self.weight, 0.0
 
+    @property
+    def packed_length(self) -> int:
+        return sum(self._sums[:, here, here.start :].numel() for here, _ in self._strips())
+
     def packed(self) -> Tensor:
         """The sums of this unit, as one vector for `take`."""
         return torch.cat([self._sums[:, here, here.start :].reshape(-1) for here, _ in self._strips()])

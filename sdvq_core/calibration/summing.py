@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from sdvq_core.calibration.passes import Gathering
 from sdvq_core.calibration.settings import CalibrationSettings
 from sdvq_core.calibration.sharing import InputIdentity, SharedInput, Trajectory, Whereabouts
 from sdvq_core.errors import LayerError
-from sdvq_core.store import StatsWriter
+from sdvq_core.store import StatsWriter, UnitSum, write_unit
 
 
 class Summing:
@@ -55,9 +56,12 @@ class Summing:
         """Write the finished matrices, and forget them."""
         while self.moments:
             source, moment = self.moments.popitem()
-            if not moment.rows:
-                raise LayerError(source.layers[0], "saw no input at a step of weight above 0")
-            writer.add(source.layers, moment.finish(), moment.layout, moment.rows)
+            writer.add(source.layers, finished(source, moment), moment.layout, moment.rows)
+
+    def save_unit(self, path: Path) -> None:
+        """Write the sums of this unit, for another worker to add."""
+        found = [UnitSum(one.packed_length, one.packed, one.rows, one.weight) for one in self.moments.values()]
+        write_unit(path, found)
 
     def _hooks(self, model: nn.Module) -> list[RemovableHandle]:
         hooks = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
@@ -83,3 +87,10 @@ class Summing:
     def _compare(self, source: SharedInput, name: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
         if self.identity.number(arguments[0]) not in self.numbers.get(source, ()):
             raise LayerError(name, f"no longer shares its input with {source.layers[0]}, as it did in the first step")
+
+
+def finished(source: SharedInput, moment: SecondMoment) -> Tensor:
+    """H of `source` as blocks [K, b, b]; LayerError where nothing was seen."""
+    if not moment.rows:
+        raise LayerError(source.layers[0], "saw no input at a step of weight above 0")
+    return moment.finish()
