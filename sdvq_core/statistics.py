@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from sdvq_core import presets
-from sdvq_core.calibration import DEFAULT_ROWS, CalibrationSettings, Here, Trajectory, collect, timestep_weights
+from sdvq_core.calibration import (
+    DEFAULT_ROWS,
+    CalibrationSettings,
+    Gatherer,
+    Here,
+    Trajectory,
+    collect,
+    timestep_weights,
+)
 from sdvq_core.diffusion.sources import Source
 from sdvq_core.errors import ConfigError, StoreError
 from sdvq_core.grouping import row_length
@@ -111,18 +119,30 @@ def missing_layers(
 def gather(
     base: BaseModel, plan: CompressionPlan, data: Path, calibration: Calibration = DEFAULT
 ) -> Iterator[Progress | Notice | StatsFolder]:
+    """`gather_by` this process."""
+    here = Here(base.unet, trajectories(base, base.unet, settings_for(base.source, calibration)))
+    yield from gather_by(here, base.source, base.fingerprint, plan, data, calibration)
+
+
+def gather_by(
+    gatherer: Gatherer,
+    source: Source,
+    fingerprint: str,
+    plan: CompressionPlan,
+    data: Path,
+    calibration: Calibration = DEFAULT,
+) -> Iterator[Progress | Notice | StatsFolder]:
     """Progress, then the statistics of the plan's calibrated layers; nothing but them where they are kept already."""
-    names, info = calibrated_layers(plan), BaseInfo(base.source.name, base.fingerprint)
+    names, info = calibrated_layers(plan), BaseInfo(source.name, fingerprint)
     if calibration.statistics is not None:
         found = StatsFolder.open(calibration.statistics, info, allow_other_base=True)
         _check_fit(found, plan)
         yield Notice(f"statistics of {found.origin} are used, from {found.folder}")
         yield found.only(names)
         return
-    settings = settings_for(base.source, calibration)
-    folder = data / "statistics" / statistics_key(base.source, base.fingerprint, calibration)
-    here = Here(base.unet, trajectories(base, base.unet, settings))
-    for event in collect(here, names, settings, folder, info, calibration.memory):
+    settings = settings_for(source, calibration)
+    folder = data / "statistics" / statistics_key(source, fingerprint, calibration)
+    for event in collect(gatherer, names, settings, folder, info, calibration.memory):
         yield event.only(names) if isinstance(event, StatsFolder) else event
 
 
