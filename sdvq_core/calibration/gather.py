@@ -66,7 +66,7 @@ class _Reporter:
 
     def __call__(self, calls: int, number: int, items: Sequence[Gathering]) -> Progress:
         self.done += calls
-        left = (time.monotonic() - self.start) / self.done * max(0, self.total - self.done)
+        left = (time.monotonic() - self.start) / self.done * max(0, self.total - self.done) if self.done else None
         layers = sum(len(item.source.layers) for item in items)
         text = f"statistics of {layers} layers, pass {number} of {self.passes}"
         return Progress("calibrate", "", self.done, max(self.total, self.done), text, left)

@@ -79,11 +79,13 @@ class _TimeLeft:
     def __init__(self, groups: int) -> None:
         self.groups, self.start, self.kept = groups, time.monotonic(), -1
 
-    def __call__(self, number: int, share: float) -> float:
-        """After a share above 0 of group `number`; groups before the first that is asked for were kept."""
+    def __call__(self, number: int, share: float) -> float | None:
+        """After a share of group `number`; groups before the first that is asked for were kept."""
         if self.kept < 0:
             self.kept = number
         done = number + share
+        if done == self.kept:
+            return None
         return (time.monotonic() - self.start) / (done - self.kept) * (self.groups - done)
 
 

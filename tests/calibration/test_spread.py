@@ -11,7 +11,7 @@ import pytest
 import torch
 from calibration_runs import BASE, Siblings, last, settings, sibling_inputs, trajectory
 
-from sdvq_core.calibration import Here, Spread, collect
+from sdvq_core.calibration import GroupStats, Here, Spread, collect, collect_sequential
 from sdvq_core.calibration.spread import UnitTask
 from sdvq_core.errors import LayerError, StoreError
 from sdvq_core.jobs import Progress
@@ -24,11 +24,12 @@ PASSES = 2 * 24 * 24 * 4  # bytes for one matrix, with what several units of wor
 
 
 class Backwards:
-    """One worker that begins with the last task; None comes before every result."""
+    """One worker that begins with the last task; None comes before the work, and before every result."""
 
     per_node = 1
 
     def watch(self, work: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+        yield None
         for found in [work(task) for task in [*tasks][::-1]][::-1]:
             yield None
             yield found
@@ -71,7 +72,15 @@ def test_the_files_are_those_of_this_process(here, tmp_path, budget):
     assert not (tmp_path / "sums").exists()
     shares = [event.done / event.total for event in events if isinstance(event, Progress)]
     assert shares == sorted(shares)
-    assert shares[-1] == 1
+    assert (shares[0], events[0].seconds_left, shares[-1]) == (0, None, 1)
+
+
+def test_group_after_group_as_well(here, tmp_path):
+    groups = {"first": ["to_q", "out"], "second": ["text_k"]}
+    for gatherer, name in ((here, "alone"), (spread(here, tmp_path), "spread")):
+        events = list(collect_sequential(gatherer, groups, CHOSEN, tmp_path / name, BASE, WHOLE))
+        assert [event.group for event in events if isinstance(event, GroupStats)] == [*groups]
+    assert files(tmp_path / "spread") == files(tmp_path / "alone")
 
 
 def test_the_budget_is_shared_by_those_who_share_a_machine(here, tmp_path):
