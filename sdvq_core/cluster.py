@@ -1,18 +1,20 @@
 """A crew on a Ray cluster: one task per processor core, or per GPU, of all its nodes; lost workers' tasks run again.
 
 Tasks name files (weights, statistics), which every node must see under the same path; what comes back are compressed
-layers. A task computes on one thread, as `crew.Threads` does, so the bytes are those of a run on one machine.
+layers. A task computes on one thread, as `crew.Threads` does, or on as many as the caller would, so that the bytes are
+those of a run on one machine.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
@@ -21,6 +23,7 @@ from sdvq_core.errors import ConfigError, SdvqError
 
 T = TypeVar("T")
 R = TypeVar("R")
+P = ParamSpec("P")
 
 _AHEAD = 2  # finished results, per worker, that may wait behind one large task
 _RETRIES = 8  # times that a task runs again because its worker was lost
@@ -30,28 +33,46 @@ _PACKAGES = Path(__file__).resolve().parents[1]  # where workers on this machine
 class RayCrew:
     """Workers of the cluster that RAY_ADDRESS names, of one that runs on this machine, or of one that is started now.
 
-    device: what a task computes on; "cuda" takes a whole GPU. ConfigError without Ray, or without such a worker.
+    device: what a task computes on; "cuda" takes a whole GPU. threads: on how many a task computes; it takes as many
+    cores, or all of the largest node. purpose: a worker that goes over to another one forgets what it has `kept`.
+    ConfigError without Ray, or without such a worker.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, threads: int = 1, purpose: str = "") -> None:
         self._device, self._kind = device, "GPU" if device.type == "cuda" else "CPU"
+        self._threads, self._purpose = threads, purpose
 
     def run(self, work: Callable[[T], R], tasks: Iterable[T], landed: Callable[[T, R], None] = nothing) -> Iterator[R]:
         """See `crew.Crew`; `landed` runs on the caller's thread."""
+        for result in self._run(work, tasks, landed, None):
+            yield from result
+
+    def watch(self, work: Callable[[T], R], tasks: Iterable[T], seconds: float = 1.0) -> Iterator[R | None]:
+        """Like `run`, and None after every so many seconds in which no result came."""
+        for result in self._run(work, tasks, nothing, seconds):
+            yield result[0] if result else None
+
+    def _run(
+        self, work: Callable[[T], R], tasks: Iterable[T], landed: Callable[[T, R], None], seconds: float | None
+    ) -> Iterator[tuple[R] | tuple[()]]:
+        """Results in the order of the tasks, each in a tuple; an empty one where none came for `seconds`."""
         ray, left, waiting = self._ray, iter(tasks), deque[tuple[T, Any]]()
         unseen: dict[Any, T] = {}  # results that nobody has looked at yet, by reference
         try:
             while True:
                 for task in self._drawn(left, waiting):
-                    reference = self._remote.remote(work, task)
+                    reference = self._remote.remote(work, task, self._threads, self._purpose)
                     waiting.append((task, reference))
                     unseen[reference] = task
                 if not waiting:
                     return
                 while waiting[0][1] in unseen:
-                    for reference in ray.wait(list(unseen), num_returns=1)[0]:
+                    ready, _ = ray.wait(list(unseen), num_returns=1, timeout=seconds)
+                    for reference in ready:
                         landed(unseen.pop(reference), self._get(reference))
-                yield self._get(waiting.popleft()[1])
+                    if not ready:
+                        yield ()
+                yield (self._get(waiting.popleft()[1]),)
         finally:
             for reference in unseen:
                 ray.cancel(reference, force=False)
@@ -65,7 +86,22 @@ class RayCrew:
                 return
 
     def _workers(self) -> int:
-        return max(1, int(self._ray.cluster_resources().get(self._kind, 0)))
+        if self._kind == "GPU":
+            return max(1, int(self._ray.cluster_resources().get(self._kind, 0)))
+        return max(1, sum(cores // self._cores for cores in self._node_cores()))
+
+    @property
+    def per_node(self) -> int:
+        """How many may share the memory of one machine, or of one GPU."""
+        return 1 if self._kind == "GPU" else max(1, max(self._node_cores(), default=1) // self._cores)
+
+    @property
+    def _cores(self) -> int:
+        """That a task takes."""
+        return max(1, min(self._threads, max(self._node_cores(), default=1)))
+
+    def _node_cores(self) -> list[int]:
+        return [int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"]]
 
     def _get(self, reference: Any) -> Any:
         """The result of a task; what went wrong in it goes wrong here."""
@@ -99,13 +135,37 @@ class RayCrew:
 
     @cached_property
     def _remote(self) -> Any:
-        share = {"num_gpus": 1} if self._kind == "GPU" else {"num_cpus": 1}
+        share: dict[str, Any] = {"num_gpus": 1} if self._kind == "GPU" else {"num_cpus": self._cores}
         return self._ray.remote(_do).options(max_retries=_RETRIES, **share)
 
 
-def _do(work: Callable[[T], R], task: T) -> R:
+_forget: list[Callable[[], None]] = []
+_purpose = ""  # of the last task of this worker
+
+
+def kept(make: Callable[P, R]) -> Callable[P, R]:
+    """Makes a worker keep the last answer of `make`, such as a pipeline, as long as the purpose of its tasks stays."""
+    keeping = lru_cache(maxsize=1)(make)
+    _forget.append(keeping.cache_clear)
+    return cast(Callable[P, R], keeping)
+
+
+def _enter(purpose: str) -> None:
+    """Make room for work of another purpose than before."""
+    global _purpose
+    if purpose != _purpose:
+        for forget in _forget:
+            forget()
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+    _purpose = purpose
+
+
+def _do(work: Callable[[T], R], task: T, threads: int, purpose: str) -> R:
+    _enter(purpose)
     torch.get_num_threads()  # takes the process's number first, so that it does not come back later
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     return work(task)
 
 

@@ -26,6 +26,7 @@ from sdvq_core.rates import Rates, Stopwatch
 from sdvq_core.records import BaseInfo, Footprint, Ledger, Report, TextReport
 from sdvq_core.setup import PLAIN, Setup
 from sdvq_core.statistics import DEFAULT, Calibration
+from sdvq_core.statistics_crew import CALIBRATE, StatisticsCrew
 from sdvq_core.store import (
     Artifact,
     ModelStore,
@@ -197,7 +198,8 @@ class Engine:
             watch = Stopwatch()
             yield Progress("load", arm.word, 0, 1, "reading the base model")
             if arm.target is not None and self.rules(model, arm) is None:
-                yield from watch.watch(measure(self.base(model), arm.target, self.data, self.calibration))
+                damages = measure(self.base(model), arm.target, self.data, self.calibration, self.statistics_crew)
+                yield from watch.watch(damages)
             order = self._order(model, arm)
             if not resume:
                 order.unfinished.forget()
@@ -271,8 +273,10 @@ class Engine:
         device = pick_device(self.device)
         whole = partial(self.base, model)
         made = Order(source, fingerprint, weights, config, whole, plan, arm, self.data, unfinished, device)
-        crew = RayCrew(device) if self.means.engine == "ray" else None
-        return replace(made, calibration=self.calibration, max_memory=self.means.max_memory, crew=crew)
+        made = replace(made, calibration=self.calibration, max_memory=self.means.max_memory)
+        purpose = CALIBRATE if arm.sequential else ""  # block after block, workers keep the pipeline meanwhile
+        crew = RayCrew(device, purpose=purpose) if self.means.engine == "ray" else None
+        return replace(made, crew=crew, statistics_crew=self.statistics_crew)
 
     def _produced(self, order: Order) -> Iterator[Progress | Notice]:
         """Progress until the artifact is in the cache; another process may be the first to put it there."""
@@ -304,6 +308,13 @@ class Engine:
         if self._base is not None and self._base.source == find_source(model):
             return self._base.fingerprint
         return fingerprint(find_source(model), self.data)
+
+    @property
+    def statistics_crew(self) -> StatisticsCrew | None:
+        """Who gathers statistics; None for this process."""
+        from sdvq_core.diffusion.base_model import pick_device
+
+        return StatisticsCrew(pick_device(self.device), self.data) if self.means.engine == "ray" else None
 
     @property
     def rates(self) -> Rates:

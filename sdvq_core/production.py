@@ -24,8 +24,9 @@ from sdvq_core.pace import Pace
 from sdvq_core.plan import CompressionPlan
 from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.records import BaseInfo, Curve, LayerRecord, LayerStats
-from sdvq_core.sequential import compress_sequentially
+from sdvq_core.sequential import compress_blocks, compress_sequentially, sequential_settings
 from sdvq_core.statistics import DEFAULT, Calibration
+from sdvq_core.statistics_crew import StatisticsCrew
 from sdvq_core.store import Artifact, LayerEntry, Manifest, StatsFolder, Unfinished
 from sdvq_core.store.artifact import Kept, StoredTensors, digest
 from sdvq_core.teaching import teach
@@ -45,8 +46,8 @@ _FLOAT_NBYTES = 4
 class Means:
     """With what artifacts are made; no part of any key.
 
-    max_memory: bytes that compressing may take, None for what is free. engine: who encodes layers, this machine (local)
-    or a Ray cluster (ray), to the same bytes.
+    max_memory: bytes that compressing may take, None for what is free. engine: who gathers statistics and encodes
+    layers, this machine (local) or a Ray cluster (ray), to the same bytes.
     """
 
     max_memory: int | None = None
@@ -68,7 +69,8 @@ class Order:
 
     weights: of the UNet, by name, read when they are needed. config: the UNet's. base: loads the whole pipeline, for
     statistics and distillation. data: where statistics are kept. unfinished: what is done already. max_memory: bytes
-    that compressing may take, None for what is free. crew: who encodes layers, by default this machine.
+    that compressing may take, None for what is free. crew: who encodes layers, statistics_crew: who gathers statistics,
+    both by default this machine.
     """
 
     source: Source
@@ -84,6 +86,7 @@ class Order:
     calibration: Calibration = DEFAULT
     max_memory: int | None = None
     crew: Crew | None = None
+    statistics_crew: StatisticsCrew | None = None
 
     @property
     def info(self) -> BaseInfo:
@@ -173,7 +176,8 @@ def _produce(order: Order, made: _Made) -> Iterator[Progress | Notice]:
 
 def _check_memory(order: Order) -> None:
     """ConfigError where the pipeline itself, which calibration and distillation run, is larger than what is allowed."""
-    runs = bool(statistics.calibrated_layers(order.plan)) and order.calibration.statistics is None
+    gathers = order.calibration.statistics is None and order.statistics_crew is None
+    runs = gathers and bool(statistics.calibrated_layers(order.plan))
     if order.max_memory is None or order.device.type != "cpu" or not (runs or order.arm.distil):
         return
     needed = _FLOAT_NBYTES * order.plan.weights
@@ -188,7 +192,7 @@ def _in_blocks(
     order: Order, run: Compression, made: _Made, calibrated: bool
 ) -> Iterator[Progress | Notice | LayerResult]:
     """Block after block, each with statistics of its own."""
-    for event in compress_sequentially(order.base(), run, order.data, order.calibration):
+    for event in _block_after_block(order, run):
         if isinstance(event, StatsFolder):
             made.stats = event
         else:
@@ -200,7 +204,7 @@ def _at_once(
 ) -> Iterator[Progress | Notice | LayerResult]:
     """Statistics of all layers first, then layer by layer."""
     plan = order.plan
-    for event in statistics.gather(order.base(), plan, order.data, order.calibration) if calibrated else ():
+    for event in _statistics(order) if calibrated else ():
         if isinstance(event, StatsFolder):
             made.stats = event
         else:
@@ -210,6 +214,22 @@ def _at_once(
     for result in run.layers([item.name for item in plan.assignments], made.stats):
         yield result
         yield pace.progress(result)
+
+
+def _block_after_block(order: Order, run: Compression) -> Iterator[Progress | Notice | LayerResult | StatsFolder]:
+    if order.statistics_crew is None:
+        return compress_sequentially(order.base(), run, order.data, order.calibration)
+    settings, key = sequential_settings(order.source, order.fingerprint, order.plan, order.calibration)
+    student = order.statistics_crew.student(order.source, settings, key, order.unfinished)
+    return compress_blocks(
+        student, order.info, run, settings, order.data / "statistics" / key, order.calibration.memory
+    )
+
+
+def _statistics(order: Order) -> Iterator[Progress | Notice | StatsFolder]:
+    if order.statistics_crew is not None:
+        return order.statistics_crew.gather(order.source, order.fingerprint, order.plan, order.calibration)
+    return statistics.gather(order.base(), order.plan, order.data, order.calibration)
 
 
 def _distil(order: Order, made: _Made) -> Iterator[Progress]:

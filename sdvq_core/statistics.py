@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from sdvq_core import presets
-from sdvq_core.calibration import DEFAULT_ROWS, CalibrationSettings, Trajectory, collect, timestep_weights
+from sdvq_core.calibration import (
+    DEFAULT_ROWS,
+    CalibrationSettings,
+    Gatherer,
+    Here,
+    Trajectory,
+    collect,
+    timestep_weights,
+)
 from sdvq_core.diffusion.sources import Source
 from sdvq_core.errors import ConfigError, StoreError
 from sdvq_core.grouping import row_length
@@ -111,18 +119,30 @@ def missing_layers(
 def gather(
     base: BaseModel, plan: CompressionPlan, data: Path, calibration: Calibration = DEFAULT
 ) -> Iterator[Progress | Notice | StatsFolder]:
+    """`gather_by` this process."""
+    here = Here(base.unet, trajectories(base, base.unet, settings_for(base.source, calibration)))
+    yield from gather_by(here, base.source, base.fingerprint, plan, data, calibration)
+
+
+def gather_by(
+    gatherer: Gatherer,
+    source: Source,
+    fingerprint: str,
+    plan: CompressionPlan,
+    data: Path,
+    calibration: Calibration = DEFAULT,
+) -> Iterator[Progress | Notice | StatsFolder]:
     """Progress, then the statistics of the plan's calibrated layers; nothing but them where they are kept already."""
-    names, info = calibrated_layers(plan), BaseInfo(base.source.name, base.fingerprint)
+    names, info = calibrated_layers(plan), BaseInfo(source.name, fingerprint)
     if calibration.statistics is not None:
         found = StatsFolder.open(calibration.statistics, info, allow_other_base=True)
         _check_fit(found, plan)
         yield Notice(f"statistics of {found.origin} are used, from {found.folder}")
         yield found.only(names)
         return
-    settings = settings_for(base.source, calibration)
-    folder = data / "statistics" / statistics_key(base.source, base.fingerprint, calibration)
-    runs = trajectories(base, base.unet, settings)
-    for event in collect(base.unet, names, runs, settings, folder, info, calibration.memory):
+    settings = settings_for(source, calibration)
+    folder = data / "statistics" / statistics_key(source, fingerprint, calibration)
+    for event in collect(gatherer, names, settings, folder, info, calibration.memory):
         yield event.only(names) if isinstance(event, StatsFolder) else event
 
 
@@ -132,9 +152,9 @@ def trajectories(base: BaseModel, unet: nn.Module, settings: CalibrationSettings
 
 
 def _trajectory(base: BaseModel, unet: nn.Module, batch: tuple[Sampling, ...]) -> Trajectory:
-    from sdvq_core.diffusion.sampling import sample_batch
+    from sdvq_core.diffusion.sampling import call_count, sample_batch
 
-    return Trajectory(lambda: sample_batch(base, unet, batch), batch[0].steps)
+    return Trajectory(lambda: sample_batch(base, unet, batch), call_count(base, batch[0].steps))
 
 
 def _check_fit(found: StatsFolder, plan: CompressionPlan) -> None:

@@ -24,6 +24,7 @@ from sdvq_core.qtensor import QuantizedTensor
 from sdvq_core.quantizers import Quantizer
 from sdvq_core.records import LayerStats
 from sdvq_core.statistics import DEFAULT, Calibration
+from sdvq_core.statistics_crew import StatisticsCrew
 from sdvq_core.store import StatsFolder
 from sdvq_core.store.images import write_bytes
 from sdvq_core.targets import Target, guess, solution_key, solve
@@ -59,9 +60,16 @@ def unmeasured(
 
 
 def measure(
-    base: BaseModel, target: Target, data: Path, calibration: Calibration = DEFAULT
+    base: BaseModel,
+    target: Target,
+    data: Path,
+    calibration: Calibration = DEFAULT,
+    crew: StatisticsCrew | None = None,
 ) -> Iterator[Progress | Notice]:
-    """Compress every layer by every quantizer of `target` and note the damages that are not kept yet."""
+    """Compress every layer by every quantizer of `target` and note the damages that are not kept yet.
+
+    crew: who gathers statistics, by default this process.
+    """
     guess(base.unet, target)  # what cannot be reached is said before any work
     known: Lessons | None = None
     for quantizer in unmeasured(base.source, base.fingerprint, target, data, calibration):
@@ -74,7 +82,7 @@ def measure(
                     known = event
         assert known is not None
         candidates: dict[str, Sequence[QuantizedTensor]] = {}
-        yield from _compress(base, quantizer, candidates, data, calibration)
+        yield from _compress(base, quantizer, candidates, data, calibration, crew)
         for step in measure_damage(base.unet, candidates, known, base.source.guidance, _PAIRS):
             if isinstance(step, Progress):
                 yield step
@@ -89,9 +97,10 @@ def tune(
     distil: DistillationSettings | None,
     data: Path,
     calibration: Calibration = DEFAULT,
+    crew: StatisticsCrew | None = None,
 ) -> Iterator[Progress | Notice | dict[str, Any]]:
     """Progress, then a recipe (what its YAML file holds) with its solution for this model."""
-    yield from measure(base, target, data, calibration)
+    yield from measure(base, target, data, calibration, crew)
     damage = known_damage(base.source, base.fingerprint, target, data, calibration)
     assert damage is not None
     rules = solve(base.unet, target, damage)
@@ -115,11 +124,12 @@ def _compress(
     candidates: dict[str, Sequence[QuantizedTensor]],
     data: Path,
     calibration: Calibration,
+    crew: StatisticsCrew | None,
 ) -> Iterator[Progress | Notice]:
     """Every layer by one quantizer, into `candidates`."""
     plan = CompressionPlan.resolve(base.unet, tuple(vqdm_rules(quantizer)))
     stats: Mapping[str, LayerStats] = {}
-    for event in statistics.gather(base, plan, data, calibration) if statistics.calibrated_layers(plan) else ():
+    for event in _statistics(base, plan, data, calibration, crew) if statistics.calibrated_layers(plan) else ():
         if isinstance(event, StatsFolder):
             stats = event
         else:
@@ -127,6 +137,14 @@ def _compress(
     for result in compress(base.unet, plan, stats):
         candidates[result.record.name] = [result.tensor]
         yield Progress("compress", str(quantizer), result.index + 1, result.total, result.record.name)
+
+
+def _statistics(
+    base: BaseModel, plan: CompressionPlan, data: Path, calibration: Calibration, crew: StatisticsCrew | None
+) -> Iterator[Progress | Notice | StatsFolder]:
+    if crew is not None:
+        return crew.gather(base.source, base.fingerprint, plan, calibration)
+    return statistics.gather(base, plan, data, calibration)
 
 
 def _name(source: Source, fingerprint: str, quantizer: Quantizer, calibration: Calibration) -> str:

@@ -183,7 +183,8 @@ class Workbench:
     ) -> Iterator[Progress | Notice | dict[str, Any]]:
         """Progress, then a recipe for this model alone: bits allocated among the quantizers that `words` name."""
         target, calibration = Target(tuple(map(parse, words)), bits), self.engine.calibration
-        yield from tune(self.engine.base(model), target, distil, self.data, calibration)
+        crew = self.engine.statistics_crew
+        yield from tune(self.engine.base(model), target, distil, self.data, calibration, crew)
 
     @staticmethod
     def _compressing(word: str) -> Arm:

@@ -26,6 +26,7 @@ TABLE = (
     ("tuning",),
     ("hub_artifacts", "production", "rates"),
     ("teaching",),
+    ("statistics_crew",),
     ("sequential", "setup"),
     ("arms", "export", "judges", "pace", "statistics", "text_encoders"),
     ("cluster", "peers"),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sdvq_core import Workbench, presets
 from sdvq_core.arms import parse_arm
-from sdvq_core.calibration import CalibrationSettings, collect, timestep_weights
+from sdvq_core.calibration import CalibrationSettings, Here, collect, timestep_weights
 from sdvq_core.diffusion.sources import Source
 from sdvq_core.engine import Engine
 from sdvq_core.errors import ConfigError, LayerError, StoreError
@@ -59,7 +59,7 @@ def test_weighted_statistics_are_the_weighted_sum_of_those_of_single_steps(tiny_
     def moments(weights: tuple[float, ...], folder: str) -> dict[str, torch.Tensor]:
         settings = CalibrationSettings(PROMPTS, 3, 4.0, batch=2, rows_per_forward=10**6, step_weights=weights)
         runs, info = trajectories(tiny_base, tiny_base.unet, settings), BaseInfo("tiny", tiny_base.fingerprint)
-        found = last(collect(tiny_base.unet, LAYERS, runs, settings, tmp_path / folder, info))
+        found = last(collect(Here(tiny_base.unet, runs), LAYERS, settings, tmp_path / folder, info))
         return {name: found[name].second_moment for name in LAYERS}
 
     single = [moments(timestep_weights(one, 3), one) for one in ("1,0,0", "0,1,0", "0,0,1")]

@@ -3,7 +3,8 @@
 The room drives no sampler: the caller hands in trajectories that call the model, with both guidance halves or one.
 """
 
-from sdvq_core.calibration.gather import collect
+from sdvq_core.calibration.gather import Gatherer, collect
+from sdvq_core.calibration.here import Here, Survey
 from sdvq_core.calibration.sequential import GroupStats, block_groups, collect_sequential
 from sdvq_core.calibration.settings import (
     DEFAULT_ROWS,
@@ -13,13 +14,19 @@ from sdvq_core.calibration.settings import (
     timestep_weights,
 )
 from sdvq_core.calibration.sharing import SharedInput, Trajectory, shared_inputs
+from sdvq_core.calibration.spread import Spread, Workers
 
 __all__ = [
     "DEFAULT_ROWS",
     "CalibrationSettings",
+    "Gatherer",
     "GroupStats",
+    "Here",
     "SharedInput",
+    "Spread",
+    "Survey",
     "Trajectory",
+    "Workers",
     "block_groups",
     "collect",
     "collect_sequential",

@@ -1,37 +1,41 @@
-"""Statistics of layers over sampling trajectories: hooks look at every input, the caller drives the sampling."""
+"""Statistics of layers, pass by pass within a memory budget; who gathers them is the caller's choice."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
-
-from sdvq_core.calibration.moments import SecondMoment
-from sdvq_core.calibration.passes import Gathering, default_budget, split_passes
+from sdvq_core.calibration.here import Survey
+from sdvq_core.calibration.passes import Gathering, split_passes
 from sdvq_core.calibration.settings import CalibrationSettings
-from sdvq_core.calibration.sharing import InputIdentity, SharedInput, Trajectory, Whereabouts, shared_inputs
-from sdvq_core.errors import ConfigError, LayerError
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.records import BaseInfo
 from sdvq_core.store import BlockLayout, StatsFolder, StatsInfo, StatsWriter
 
 
+class Gatherer(Protocol):
+    """Who runs the model: this process (`Here`), or workers of a crew (`Spread`)."""
+
+    def survey(self, names: Sequence[str]) -> Survey:
+        """What is to be gathered for the layers `names`."""
+        ...
+
+    def fill(self, items: Sequence[Gathering], settings: CalibrationSettings, writer: StatsWriter) -> Iterator[int]:
+        """The number of calls of the model since the last item; at its end the matrices of `items` are written."""
+        ...
+
+
 def collect(
-    model: nn.Module,
+    gatherer: Gatherer,
     names: Sequence[str],
-    trajectories: Sequence[Trajectory],
     settings: CalibrationSettings,
     folder: Path,
     base: BaseInfo,
     budget: int | None = None,
 ) -> Iterator[Progress | Notice | StatsFolder]:
-    """Progress per call of `model`, then the statistics of the layers `names`, kept in `folder`.
+    """Progress per call of the model, then the statistics of the layers `names`, kept in `folder`.
 
     budget: bytes for second moments on the model's device, by default half of what is free; what exceeds it takes
     further passes over the trajectories. Layers that `folder` already has, from the same model and settings, are not
@@ -41,80 +45,17 @@ def collect(
     kept = [(entry.layers[0], entry.layout) for entry in writer.entries if set(entry.layers) & set(names)]
     yield from _notices(kept, f"an earlier run had less memory; remove {folder} to gather it anew")
     missing = [name for name in dict.fromkeys(names) if name not in writer.layers]
-    if not trajectories:
-        raise ConfigError("calibration needs at least one trajectory to sample")
     if missing:
-        device = next(model.parameters()).device
-        sources = shared_inputs(model, missing, trajectories[0])
-        passes = split_passes(sources, default_budget(device) if budget is None else budget)
+        found = gatherer.survey(missing)
+        passes = split_passes(found.sources, found.budget if budget is None else budget, found.units)
         laid_out = [(item.source.layers[0], item.layout) for items in passes for item in items]
         yield from _notices(laid_out, "the whole matrix exceeds the memory budget")
-        report = _Reporter(len(passes), sum(trajectory.steps for trajectory in trajectories))
+        report = _Reporter(len(passes), found.calls)
         for number, items in enumerate(passes, start=1):
-            gathering = _Pass(items, settings, device)
-            for _ in gathering.run(model, trajectories):
-                yield report(number, items)
-            gathering.save(writer)
+            for calls in gatherer.fill(items, settings, writer):
+                yield report(calls, number, items)
             writer.commit()
     yield writer.commit()
-
-
-class _Pass:
-    """One run over all trajectories that fills the second moments of `items`."""
-
-    def __init__(self, items: Sequence[Gathering], settings: CalibrationSettings, device: torch.device) -> None:
-        self.settings = settings
-        self.moments = {
-            item.source: SecondMoment(item.layout, item.source.window, settings.rows_per_forward, device)
-            for item in items
-        }
-        self.calls, self.where = -1, Whereabouts(0)
-        self.identity, self.numbers = InputIdentity(), dict[SharedInput, set[int]]()
-
-    def run(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> Iterator[None]:
-        """One item per call of the model; the hooks go when the iterator ends or is closed."""
-        hooks = self._hooks(model)
-        try:
-            for trajectory in trajectories:
-                self.where = Whereabouts(trajectory.steps)
-                for _ in trajectory.run():
-                    yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def save(self, writer: StatsWriter) -> None:
-        """Write the finished matrices, and forget them."""
-        while self.moments:
-            source, moment = self.moments.popitem()
-            if not moment.rows:
-                raise LayerError(source.layers[0], "saw no input at a step of weight above 0")
-            writer.add(source.layers, moment.finish(), moment.layout, moment.rows)
-
-    def _hooks(self, model: nn.Module) -> list[RemovableHandle]:
-        hooks = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
-        for source in self.moments:
-            for place, name in enumerate(source.layers):
-                see: Callable[..., None] = partial(self._see if place == 0 else self._compare, source, name)
-                hooks.append(model.get_submodule(name).register_forward_pre_hook(see))
-        return hooks
-
-    def _begin(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        self.calls += 1
-        self.where.begin(model, arguments, keywords)
-        self.identity, self.numbers = InputIdentity(), {}
-
-    def _see(self, source: SharedInput, name: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
-        inputs: Tensor = arguments[0]
-        self.where.check(name, inputs)
-        self.numbers.setdefault(source, set()).add(self.identity.number(inputs))
-        with torch.no_grad():
-            seed = self.settings.seed * 1_000_003 + self.calls
-            self.moments[source].add(inputs, self.settings.weight(self.where.step), seed)
-
-    def _compare(self, source: SharedInput, name: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if self.identity.number(arguments[0]) not in self.numbers.get(source, ()):
-            raise LayerError(name, f"no longer shares its input with {source.layers[0]}, as it did in the first step")
 
 
 class _Reporter:
@@ -123,9 +64,9 @@ class _Reporter:
     def __init__(self, passes: int, calls: int) -> None:
         self.passes, self.total, self.done, self.start = passes, passes * calls, 0, time.monotonic()
 
-    def __call__(self, number: int, items: Sequence[Gathering]) -> Progress:
-        self.done += 1
-        left = (time.monotonic() - self.start) / self.done * max(0, self.total - self.done)
+    def __call__(self, calls: int, number: int, items: Sequence[Gathering]) -> Progress:
+        self.done += calls
+        left = (time.monotonic() - self.start) / self.done * max(0, self.total - self.done) if self.done else None
         layers = sum(len(item.source.layers) for item in items)
         text = f"statistics of {layers} layers, pass {number} of {self.passes}"
         return Progress("calibrate", "", self.done, max(self.total, self.done), text, left)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sdvq_core.calibration.moments import working_nbytes
 from sdvq_core.calibration.sharing import SharedInput
 from sdvq_core.errors import ConfigError
 from sdvq_core.memory import free_nbytes
@@ -32,27 +33,31 @@ def default_budget(device: torch.device) -> int:
     return int(free_nbytes(device) * _HEADROOM)
 
 
-def split_passes(sources: Sequence[SharedInput], budget: int) -> list[list[Gathering]]:
-    """Passes in the order of the network, each within `budget` bytes; a matrix beyond it is laid out in blocks."""
+def split_passes(sources: Sequence[SharedInput], budget: int, units: int = 1) -> list[list[Gathering]]:
+    """Passes in the order of the network, each within `budget` bytes; a matrix beyond it is laid out in blocks.
+
+    units: of work in a pass, which need a little more than one does.
+    """
     passes: list[list[Gathering]] = []
     used = budget + 1
     for source in sources:
-        item = Gathering(source, _layout(source, budget))
-        if used + item.layout.nbytes > budget:
+        item = Gathering(source, _layout(source, budget, units))
+        nbytes = working_nbytes(item.layout, units)
+        if used + nbytes > budget:
             passes.append([])
             used = 0
         passes[-1].append(item)
-        used += item.layout.nbytes
+        used += nbytes
     return passes
 
 
-def _layout(source: SharedInput, budget: int) -> BlockLayout:
+def _layout(source: SharedInput, budget: int, units: int) -> BlockLayout:
     kernel_width = source.window.kernel[1] if source.window else 1
     choices = layouts(source.n, source.channels, kernel_width)
-    fitting = next((layout for layout in choices if layout.nbytes <= budget), None)
+    fitting = next((layout for layout in choices if working_nbytes(layout, units) <= budget), None)
     if fitting is None:
         raise ConfigError(
-            f"the memory budget for statistics must be {choices[-1].nbytes} bytes or more for layer "
+            f"the memory budget for statistics must be {working_nbytes(choices[-1], units)} bytes or more for layer "
             f"{source.layers[0]}, got {budget}"
         )
     return fitting

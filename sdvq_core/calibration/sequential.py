@@ -12,11 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
-from sdvq_core.calibration.gather import collect
+from sdvq_core.calibration.gather import Gatherer, collect
 from sdvq_core.calibration.settings import CalibrationSettings
-from sdvq_core.calibration.sharing import Trajectory
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.records import BaseInfo
 from sdvq_core.store import StatsFolder
@@ -50,9 +47,8 @@ def block_groups(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def collect_sequential(
-    model: nn.Module,
+    gatherer: Gatherer,
     groups: Mapping[str, Sequence[str]],
-    trajectories: Sequence[Trajectory],
     settings: CalibrationSettings,
     folder: Path,
     base: BaseInfo,
@@ -60,13 +56,13 @@ def collect_sequential(
 ) -> Iterator[Progress | Notice | GroupStats]:
     """Like `collect`, group by group; yields a GroupStats when a group's layers can be compressed.
 
-    The caller swaps the compressed layers into `model` (a copy of the original) before it asks for the next item.
+    The caller swaps the compressed layers into the gatherer's model, a copy, before it asks for the next item.
     `settings.context` must name what they are compressed with, for the numbers depend on it. Groups that `folder`
     already has are yielded at once, so that a run which was killed goes on.
     """
     left = _TimeLeft(len(groups))
     for number, (group, names) in enumerate(groups.items()):
-        for event in collect(model, names, trajectories, settings, folder, base, budget):
+        for event in collect(gatherer, names, settings, folder, base, budget):
             if isinstance(event, StatsFolder):
                 yield GroupStats(group, tuple(names), event)
             elif isinstance(event, Progress):
@@ -83,11 +79,13 @@ class _TimeLeft:
     def __init__(self, groups: int) -> None:
         self.groups, self.start, self.kept = groups, time.monotonic(), -1
 
-    def __call__(self, number: int, share: float) -> float:
-        """After a share above 0 of group `number`; groups before the first that is asked for were kept."""
+    def __call__(self, number: int, share: float) -> float | None:
+        """After a share of group `number`; groups before the first that is asked for were kept."""
         if self.kept < 0:
             self.kept = number
         done = number + share
+        if done == self.kept:
+            return None
         return (time.monotonic() - self.start) / (done - self.kept) * (self.groups - done)
 
 

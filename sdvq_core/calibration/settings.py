@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sdvq_core.calibration.units import units
 from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import Sampling
 
@@ -67,10 +68,11 @@ class CalibrationSettings:
         return replace(self, context=context)
 
     def to_json(self) -> dict[str, Any]:
-        """For the fingerprint of the statistics; of the prompts their digest and number."""
+        """For the fingerprint of the statistics; of the prompts their digest and number, and how sums are ordered."""
         digest = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
-        weights = list(self.step_weights)
-        return {**asdict(self), "prompts": digest, "prompt_count": len(self.prompts), "step_weights": weights}
+        parts = len(units(len(self.batches())))
+        shaped = {"prompts": digest, "prompt_count": len(self.prompts), "step_weights": list(self.step_weights)}
+        return {**asdict(self), **shaped, **({"units": parts} if parts > 1 else {})}
 
 
 def early_weights(steps: int, ratio: float = 4.0) -> tuple[float, ...]:

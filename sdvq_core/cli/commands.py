@@ -142,16 +142,18 @@ def tune(
     timesteps: Timesteps = "uniform",
     statistics: Statistics = None,
     memory: Memory = None,
+    engine: EngineWord = "local",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Allocate bits to layers by measured damage, and write the result as a recipe for this model."""
     from sdvq_core.distillation import DistillationSettings
+    from sdvq_core.production import Means
     from sdvq_core.recipes import write_recipe
 
     distil = DistillationSettings(updates=updates) if updates else None
-    chosen = _calibration(calibration, timesteps, statistics, memory)
-    recipe = last(_workbench(device, chosen).tune(model, among, bits, distil), dict)
+    chosen, means = _calibration(calibration, timesteps, statistics, memory), Means(engine=engine)
+    recipe = last(_workbench(device, chosen, means=means).tune(model, among, bits, distil), dict)
     write_recipe(out, recipe)
     (rules,) = recipe["allocated"].values()
     print_answer(as_json, {"recipe": str(out), **recipe}, [f"{out}: {len(rules)} rules{_how_to_use(out)}"])

@@ -21,7 +21,7 @@ from sdvq_core.errors import ConfigError, SdvqError
 from sdvq_core.jobs import Sampling
 from sdvq_core.nn import PromptCache
 
-__all__ = ["SampleStep", "decode", "preview", "prompt_notice", "sample", "sample_batch", "start_noise"]
+__all__ = ["SampleStep", "call_count", "decode", "preview", "prompt_notice", "sample", "sample_batch", "start_noise"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,7 @@ def sample_batch(base: BaseModel, unet: nn.Module, samplings: Sequence[Sampling]
     generators = [torch.Generator("cpu").manual_seed(sampling.seed) for sampling in samplings]
     noise = _draw(base, generators)
     words = encode_prompts(base, [s.prompt for s in samplings], base.source.resolution, guided=guidance > 1)
-    scheduler = type(base.pipe.scheduler).from_config(base.pipe.scheduler.config)
-    scheduler.set_timesteps(steps, device=base.device)
+    scheduler = _scheduler(base, steps)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     latents = noise * scheduler.init_noise_sigma
@@ -62,9 +61,20 @@ def sample_batch(base: BaseModel, unet: nn.Module, samplings: Sequence[Sampling]
         yield SampleStep(number, total, latents, getattr(result, "pred_original_sample", latents))
 
 
+def call_count(base: BaseModel, steps: int) -> int:
+    """How often a sampling of `steps` calls the UNet; some schedulers look twice at a step."""
+    return len(_scheduler(base, steps).timesteps)
+
+
 def start_noise(base: BaseModel, seeds: Sequence[int]) -> Tensor:
     """Standard normal noise [N, C, h, w], float32, row i from seed i alone."""
     return _draw(base, [torch.Generator("cpu").manual_seed(seed) for seed in seeds])
+
+
+def _scheduler(base: BaseModel, steps: int) -> Any:
+    scheduler = type(base.pipe.scheduler).from_config(base.pipe.scheduler.config)
+    scheduler.set_timesteps(steps, device=base.device)
+    return scheduler
 
 
 def _draw(base: BaseModel, generators: Sequence[torch.Generator]) -> Tensor:

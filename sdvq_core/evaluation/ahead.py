@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from sdvq_core.arms import parse_arm
-from sdvq_core.cluster import RayCrew
+from sdvq_core.cluster import RayCrew, kept
 from sdvq_core.diffusion.base_model import pick_device
 from sdvq_core.engine import Engine
 from sdvq_core.evaluation.samples import Bench, keep_batch
@@ -52,7 +51,7 @@ def drawn_ahead(bench: Bench, wanted: Mapping[str, Sequence[Sampling]]) -> Itera
         for word, samplings in wanted.items()
         for batch, traced in bench.batches(samplings)
     ]
-    crew = RayCrew(pick_device(engine.device))
+    crew = RayCrew(pick_device(engine.device), purpose="draw")
     for done, word in enumerate(crew.run(draw_batch, tasks), start=1):
         yield Progress("sample", word, done, len(tasks), "batches drawn by the cluster")
 
@@ -66,7 +65,7 @@ def draw_batch(task: DrawTask) -> str:
     return task.word
 
 
-@lru_cache(maxsize=1)
+@kept
 def _bench_of(place: Place) -> Bench:
     """One engine per worker, with the models that it has loaded."""
     engine = Engine(place.data, place.device, mode=place.mode, setup=place.setup)

@@ -5,8 +5,9 @@ from sdvq_core.store.block_diagonal import BlockLayout
 from sdvq_core.store.cache import ModelStore
 from sdvq_core.store.manifest import FORMAT_VERSION, LayerEntry, Manifest, blank_metadata, is_artifact, read_manifest
 from sdvq_core.store.reading import copy_artifact, open_artifact, read_artifact, read_report
-from sdvq_core.store.statistics import StatsFolder, StatsInfo, StatsWriter
+from sdvq_core.store.statistics import MomentEntry, StatsFolder, StatsInfo, StatsWriter, write_moment
 from sdvq_core.store.unfinished import Unfinished
+from sdvq_core.store.unit_sums import UnitSum, read_sum, write_unit
 
 __all__ = [
     "FORMAT_VERSION",
@@ -15,10 +16,12 @@ __all__ = [
     "LayerEntry",
     "Manifest",
     "ModelStore",
+    "MomentEntry",
     "StatsFolder",
     "StatsInfo",
     "StatsWriter",
     "Unfinished",
+    "UnitSum",
     "blank_metadata",
     "copy_artifact",
     "is_artifact",
@@ -26,5 +29,8 @@ __all__ = [
     "read_artifact",
     "read_manifest",
     "read_report",
+    "read_sum",
     "write_artifact",
+    "write_moment",
+    "write_unit",
 ]

@@ -175,21 +175,7 @@ class StatsWriter:
 
     def add(self, layers: Sequence[str], blocks: Tensor, layout: BlockLayout, rows: int) -> None:
         """Write one matrix, blocks [K, b, b], shared by `layers`; it counts when `commit` is called."""
-        path = self.folder / f"{layers[0]}.safetensors"
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({_TENSOR: blocks.contiguous()}, temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            sha256 = _sha256(temporary)
-            os.replace(temporary, path)
-        except (OSError, SafetensorError) as error:
-            raise StoreError(f"{path} cannot be written ({error})") from None
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
-        self.entries.append(MomentEntry(path.name, sha256, tuple(layers), rows, layout))
+        self.entries.append(write_moment(self.folder, layers, blocks, layout, rows))
 
     def commit(self) -> StatsFolder:
         """Rewrite the manifest, atomically, and return what is there now."""
@@ -202,6 +188,25 @@ class StatsWriter:
         text = json.dumps({**body, "sha256": _body_digest(body)}, indent=1, sort_keys=True)
         write_bytes(self.folder / STATS_NAME, text.encode() + b"\n")
         return StatsFolder(self.folder, self.info, self.entries)
+
+
+def write_moment(folder: Path, layers: Sequence[str], blocks: Tensor, layout: BlockLayout, rows: int) -> MomentEntry:
+    """Write one matrix, blocks [K, b, b], shared by `layers`; its line of the manifest."""
+    path = folder / f"{layers[0]}.safetensors"
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({_TENSOR: blocks.contiguous()}, temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        sha256 = _sha256(temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path} cannot be written ({error})") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return MomentEntry(path.name, sha256, tuple(layers), rows, layout)
 
 
 def read_stats_manifest(folder: Path) -> tuple[StatsInfo, tuple[MomentEntry, ...]]:

@@ -9,7 +9,7 @@ import torch
 from core_cases import gaussian
 from torch import Tensor, nn
 
-from sdvq_core.calibration import CalibrationSettings, Trajectory, collect
+from sdvq_core.calibration import CalibrationSettings, Here, Trajectory, collect
 from sdvq_core.records import BaseInfo
 from sdvq_core.store import StatsFolder
 
@@ -61,7 +61,7 @@ def gather(
     chosen: CalibrationSettings | None = None,
     budget: int | None = None,
 ) -> StatsFolder:
-    return last(collect(model, names, trajectories, chosen or settings(), folder, BASE, budget))
+    return last(collect(Here(model, trajectories), names, chosen or settings(), folder, BASE, budget))
 
 
 def last(events: Iterable[object]) -> StatsFolder:

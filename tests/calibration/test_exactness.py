@@ -9,10 +9,13 @@ from core_cases import gaussian, run_unet, tiny_unet
 from torch import nn
 
 from sdvq_core.calibration import Trajectory, early_weights, shared_inputs
-from sdvq_core.calibration.moments import STRIP, even_sample
+from sdvq_core.calibration.moments import STRIP, SecondMoment, even_sample, working_nbytes
 from sdvq_core.calibration.patches import input_rows, row_count, window_of
+from sdvq_core.calibration.units import MOST_UNITS, units
+from sdvq_core.errors import ConfigError
 from sdvq_core.grouping import to_rows
 from sdvq_core.metrics.weights import relative_output_mse
+from sdvq_core.store import BlockLayout
 
 CONVOLUTIONS = {
     "3x3": {"kernel_size": 3, "padding": 1},
@@ -151,3 +154,46 @@ def test_a_sample_of_the_rows_is_even_seeded_and_unbiased(tmp_path):
     assert (whole.rows, some.rows) == (8192, 2048)
     difference = (some.second_moment - whole.second_moment).norm() / whole.second_moment.norm()
     assert 0 < difference < 0.3
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 32, 33])
+def test_units_are_all_batches_in_order_and_few(count):
+    found = units(count)
+    assert [number for unit in found for number in unit] == [*range(count)]
+    assert len(found) <= MOST_UNITS
+    assert len({len(unit) for unit in found[:-1]}) <= 1
+
+
+LAYOUTS = {"strips": BlockLayout.whole(2 * STRIP + 70), "blocks": BlockLayout(72, 24, 16)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_units_are_summed_from_zero_and_added_in_order_whoever_sums_them(layout):
+    """Folded in place, or taken from the vectors of others: the same bits, those of unit after unit."""
+
+    def moment() -> SecondMoment:
+        return SecondMoment(layout, None, 32, torch.device("cpu"))
+
+    here, brought, wanted = moment(), moment(), torch.zeros(())
+    for unit in range(4):
+        there, alone = moment(), moment()
+        for call in range(4):
+            rows = gaussian((32, layout.n), 10 * unit + call, 1.0)
+            for one in (here, there, alone):
+                one.add(rows, 1.0, 0)
+        here.fold()
+        brought.take(there.packed(), there.rows, there.weight)
+        wanted = wanted + alone.finish()  # divided by 128 rows, a power of two, which rounds nothing
+    found = here.finish()
+    assert here.rows == brought.rows == 4 * 128
+    assert torch.equal(found, brought.finish())
+    assert torch.equal(found, wanted / 4)
+
+
+def test_several_units_take_the_diagonal_once_more(tmp_path):
+    whole, model = BlockLayout.whole(4 * STRIP), Siblings()
+    assert (working_nbytes(whole), working_nbytes(whole, 3)) == (whole.nbytes, whole.nbytes * 5 // 4)
+    run, least = trajectory(model, sibling_inputs()), 8 * 8 * 4 * 2
+    gather(model, ["out"], [run], tmp_path / "one", budget=least)
+    with pytest.raises(ConfigError, match=f"must be {2 * least} bytes or more for layer out, got {least}"):
+        gather(model, ["out"], [run, run], tmp_path / "two", budget=least)

@@ -8,14 +8,24 @@ from functools import partial
 import pytest
 import torch
 from calibration_runs import last
+from diffusers import HeunDiscreteScheduler
 
-from sdvq_core.calibration import CalibrationSettings, GroupStats, Trajectory, block_groups, collect, collect_sequential
+from sdvq_core.calibration import (
+    CalibrationSettings,
+    GroupStats,
+    Here,
+    Trajectory,
+    block_groups,
+    collect,
+    collect_sequential,
+)
 from sdvq_core.compress import compress
 from sdvq_core.diffusion.sampling import sample_batch
 from sdvq_core.nn import swap_layer
 from sdvq_core.plan import CompressionPlan, vqdm_rules
 from sdvq_core.quantizers import make
 from sdvq_core.records import BaseInfo
+from sdvq_core.statistics import trajectories
 
 CONV, TEXT = "down_blocks.0.resnets.0.conv1", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 PROMPTS = ("a red frog", "blue", "a frog on blue")
@@ -34,7 +44,7 @@ def test_both_guidance_halves_are_seen_where_the_sampler_runs_both(tiny_base, tm
     settings = _settings(guidance)
     runs = _trajectories(tiny_base, tiny_base.unet, settings)
     info = BaseInfo("tiny", tiny_base.fingerprint)
-    stats = last(collect(tiny_base.unet, [CONV, TEXT], runs, settings, tmp_path, info))
+    stats = last(collect(Here(tiny_base.unet, runs), [CONV, TEXT], settings, tmp_path, info))
     images = 2 * len(PROMPTS) * halves  # steps x prompts x halves
     assert stats[CONV].rows == images * 8 * 8
     assert stats[TEXT].rows % images == 0
@@ -48,7 +58,7 @@ def test_a_plan_compresses_with_them_and_reports_output_errors(tiny_base, tmp_pa
     names = [item.name for item in plan.assignments]
     runs = _trajectories(tiny_base, tiny_base.unet, settings)
     info = BaseInfo("tiny", tiny_base.fingerprint)
-    stats = last(collect(tiny_base.unet, names, runs, settings, tmp_path, info))
+    stats = last(collect(Here(tiny_base.unet, runs), names, settings, tmp_path, info))
     errors = [result.record.relative_output_mse for result in compress(tiny_base.unet, plan, stats)]
     assert all(error is not None and 0 < error < 0.1 for error in errors)
 
@@ -60,10 +70,10 @@ def test_groups_are_compressed_one_after_the_other(tiny_base, tmp_path):
     groups = block_groups([*quantizers])
     info = BaseInfo("tiny", tiny_base.fingerprint)
     runs = _trajectories(tiny_base, tiny_base.unet, settings)
-    before = last(collect(tiny_base.unet, [*quantizers], runs, settings, tmp_path / "a", info))
+    before = last(collect(Here(tiny_base.unet, runs), [*quantizers], settings, tmp_path / "a", info))
     done, drift = [], {}
     runs = _trajectories(tiny_base, unet, settings)
-    for event in collect_sequential(unet, groups, runs, settings, tmp_path / "b", info):
+    for event in collect_sequential(Here(unet, runs), groups, settings, tmp_path / "b", info):
         if isinstance(event, GroupStats):
             for name in event.layers:
                 found, first = event.stats[name].second_moment, before[name].second_moment
@@ -74,3 +84,10 @@ def test_groups_are_compressed_one_after_the_other(tiny_base, tmp_path):
     assert sorted(done) == sorted(quantizers)
     assert drift[CONV] < 0.01 < drift["up_blocks.2.resnets.0.conv1"]
     assert torch.isfinite(torch.tensor(list(drift.values()))).all()
+
+
+def test_a_trajectory_knows_its_calls_where_the_scheduler_looks_twice_at_a_step(tiny_base, monkeypatch):
+    heun = HeunDiscreteScheduler.from_config(tiny_base.pipe.scheduler.config)
+    monkeypatch.setattr(tiny_base.pipe, "scheduler", heun)
+    (run, _) = trajectories(tiny_base, tiny_base.unet, _settings(4.0))
+    assert len(list(run.run())) == run.steps == 3

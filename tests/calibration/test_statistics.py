@@ -11,7 +11,7 @@ from calibration_runs import BASE, Siblings, gather, last, settings, sibling_inp
 from core_cases import gaussian, tiny_unet
 from torch import nn
 
-from sdvq_core.calibration import GroupStats, Trajectory, block_groups, collect, collect_sequential, read_prompts
+from sdvq_core.calibration import GroupStats, Here, Trajectory, block_groups, collect, collect_sequential, read_prompts
 from sdvq_core.errors import ConfigError, LayerError, StoreError
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.records import BaseInfo
@@ -37,7 +37,7 @@ def run(model: Siblings) -> Trajectory:
 def test_passes_within_a_budget_give_the_same_matrices(model, run, tmp_path):
     chosen = settings(rows_per_forward=7)
     one = gather(model, NAMES, [run], tmp_path / "one", chosen)
-    events = list(collect(model, NAMES, [run], chosen, tmp_path / "many", BASE, 24 * 24 * 4))
+    events = list(collect(Here(model, [run]), NAMES, chosen, tmp_path / "many", BASE, 24 * 24 * 4))
     many = last(events)
     assert [event.total for event in events if isinstance(event, Progress)] == [6] * 6
     assert [event.done for event in events if isinstance(event, Progress)] == [*range(1, 7)]
@@ -52,11 +52,11 @@ def test_a_matrix_beyond_the_budget_is_kept_in_blocks_and_says_so(tmp_path):
     whole = gather(model, ["0", "1"], [run], tmp_path / "whole")
     for budget, block in ((3 * 60 * 60 * 4, 60), (9 * 20 * 20 * 4, 20), (27 * 8 * 8 * 4, 8)):
         folder = tmp_path / str(block)
-        events = list(collect(model, ["0", "1"], [run], settings(), folder, BASE, budget))
+        events = list(collect(Here(model, [run]), ["0", "1"], settings(), folder, BASE, budget))
         stats = last(events)
         notice = next(event.text for event in events if isinstance(event, Notice))
         assert f"blocks of {block} columns, not 180; the whole matrix exceeds the memory budget" in notice
-        again = list(collect(model, ["0", "1"], [run], settings(), folder, BASE))
+        again = list(collect(Here(model, [run]), ["0", "1"], settings(), folder, BASE))
         assert "an earlier run had less memory" in again[0].text
         assert len(again) == 2
         assert (stats.block_size("0"), stats.block_size("1"), whole.block_size("0")) == (block, None, None)
@@ -93,22 +93,22 @@ def test_statistics_are_read_again_lazily(model, run, tmp_path):
 def test_what_is_there_is_not_gathered_again(model, run, tmp_path):
     gather(model, ["to_q"], [run], tmp_path)
     written = (tmp_path / "to_q.safetensors").stat().st_mtime_ns
-    events = list(collect(model, ["to_q", "out"], [run], settings(), tmp_path, BASE))
+    events = list(collect(Here(model, [run]), ["to_q", "out"], settings(), tmp_path, BASE))
     assert "statistics of 1 layers" in events[0].text
     assert set(last(events)) == {"to_q", "out"}
     assert (tmp_path / "to_q.safetensors").stat().st_mtime_ns == written
-    assert [type(event) for event in collect(model, ["to_q"], [run], settings(), tmp_path, BASE)] == [StatsFolder]
+    assert [type(event) for event in collect(Here(model, [run]), ["to_q"], settings(), tmp_path, BASE)] == [StatsFolder]
 
 
 def test_a_run_that_was_stopped_keeps_its_finished_passes_and_leaves_no_hooks(model, run, tmp_path):
-    events = collect(model, NAMES, [run], settings(), tmp_path, BASE, 24 * 24 * 4)
+    events = collect(Here(model, [run]), NAMES, settings(), tmp_path, BASE, 24 * 24 * 4)
     for event in events:
         if event.done == 4:
             break
     events.close()
     assert set(StatsFolder.open(tmp_path, BASE)) == {"to_q", "to_k", "to_v"}
     assert not any(layer._forward_pre_hooks for layer in model.modules())
-    resumed = last(collect(model, NAMES, [run], settings(), tmp_path, BASE, 24 * 24 * 4))
+    resumed = last(collect(Here(model, [run]), NAMES, settings(), tmp_path, BASE, 24 * 24 * 4))
     assert resumed.digest == gather(model, NAMES, [run], tmp_path / "whole").digest
 
 
@@ -208,6 +208,8 @@ def test_settings_make_batches_and_a_fingerprint():
     assert [[(s.prompt, s.seed) for s in batch] for batch in chosen.batches()] == [[("a", 7), ("b", 8)], [("c", 9)]]
     assert chosen.to_json() != settings(prompts=("a", "b", "d"), batch=2, seed=7).to_json()
     assert chosen.after("plan").to_json() != chosen.to_json()
+    assert chosen.to_json()["units"] == 2  # how sums are ordered shapes their last bits
+    assert "units" not in settings(prompts=("a", "b", "c"), batch=3).to_json()
 
 
 def test_prompt_files(tmp_path):
@@ -248,7 +250,7 @@ def test_later_groups_see_what_compressed_earlier_ones_produce(tmp_path):
     names = ["up_blocks.0.0", "mid_block.0", "down_blocks.0.0"]
     chosen, runs = settings(context="halved"), [trajectory(model, [[x], [x]])]
     seen = {}
-    for event in collect_sequential(model, block_groups(names), runs, chosen, tmp_path, BASE):
+    for event in collect_sequential(Here(model, runs), block_groups(names), chosen, tmp_path, BASE):
         if not isinstance(event, GroupStats):
             continue
         for name in event.layers:
@@ -261,5 +263,5 @@ def test_later_groups_see_what_compressed_earlier_ones_produce(tmp_path):
     inputs["up_blocks.0"] = model.mid_block(inputs["mid_block"])
     for group, rows in inputs.items():
         torch.testing.assert_close(seen[group], (rows.T @ rows / len(rows)).detach(), atol=1e-5, rtol=1e-4)
-    again = list(collect_sequential(model, block_groups(names), runs, chosen, tmp_path, BASE))
+    again = list(collect_sequential(Here(model, runs), block_groups(names), chosen, tmp_path, BASE))
     assert [event.group for event in again] == list(seen)
