@@ -58,7 +58,7 @@ class Comparer:
 
         arms = [parse_arm(word) for word in job.arms]
         for arm in arms:
-            self.engine.check(job.model, arm)
+            self.engine.shelf.check(job.model, arm)
             self._check_made(job, arm)
         yield Progress("load", "", 0, 1, f"loading {job.model}")
         yield from self.engine.prepare(job.model)
@@ -77,7 +77,7 @@ class Comparer:
 
     def _check_made(self, job: CompareJob, arm: Arm) -> None:
         """ConfigError for work that the job does not ask for."""
-        if job.live or find_source(job.model).tier == "nano" or self.engine.made(job.model, arm):
+        if job.live or find_source(job.model).tier == "nano" or self.engine.shelf.made(job.model, arm):
             return
         raise ConfigError(
             f"{arm.word} is not made for {job.model} yet; ask for it to be compressed now, or choose one that is ready"
@@ -142,7 +142,7 @@ class Comparer:
             "steps": str(sampling.steps),
             "guidance": f"{sampling.guidance:g}",
             "model": job.model,
-            "fingerprint": self.engine.fingerprint(job.model),
+            "fingerprint": self.engine.shelf.fingerprint(job.model),
             "arm": arm.word,
             "device": self.engine.device_name,
             "changes": ", ".join(self._changes()),
@@ -153,9 +153,9 @@ class Comparer:
         """All that an image depends on: two models may share their UNet, and differ in scheduler or VAE."""
         from sdvq_core.diffusion.fingerprint import surroundings
 
-        folder, around = self.engine.cached(job.model, arm), surroundings(find_source(job.model))
+        folder, around = self.engine.shelf.cached(job.model, arm), surroundings(find_source(job.model))
         drawn_by = str(folder or arm.peer or "fp16")
-        return self.engine.fingerprint(job.model), around, drawn_by, job.sampling, self._changes()
+        return self.engine.shelf.fingerprint(job.model), around, drawn_by, job.sampling, self._changes()
 
     def _changes(self) -> tuple[str, ...]:
         from sdvq_core.diffusion.base_model import pick_device

@@ -30,14 +30,14 @@ def _made(engine: Engine, model: str, arm: Arm) -> tuple[Work, ...]:
         return () if engine.report(model, arm) else (Work("quantize", 0, arm.peer.package),)
     source = find_source(model)
     here = at_hand(source)
-    if not arm.compresses or (here and engine.cached(model, arm) is not None):
+    if not arm.compresses or (here and engine.shelf.cached(model, arm) is not None):
         return ()
-    if engine.hub is not None and engine.offered(model, arm):
-        return (Work("download", 1, engine.hub.repo),)
-    plan = engine.plan(model, arm)
-    base = engine.fingerprint(model) if here else ""
+    if engine.shelf.hub is not None and engine.shelf.offered(model, arm):
+        return (Work("download", 1, engine.shelf.hub.repo),)
+    plan = engine.shelf.plan(model, arm)
+    base = engine.shelf.fingerprint(model) if here else ""
     missing, untried = statistics.missing_layers(source, base, plan, engine.data, engine.calibration), 0
-    if arm.target is not None and engine.rules(model, arm) is None:
+    if arm.target is not None and engine.shelf.rules(model, arm) is None:
         untried = len(tuning.unmeasured(source, base, arm.target, engine.data, engine.calibration))
     stages = (
         Work("calibrate", len(missing)),

@@ -115,7 +115,7 @@ class Workbench:
     def estimate(self, model: str, arm: str) -> Estimate:
         """Size of an arm before it is made, and the work ahead; quick, and exact once its bits are allocated."""
         parsed = parse_arm(arm)
-        exact = self.engine.rules(model, parsed) is not None
+        exact = self.engine.shelf.rules(model, parsed) is not None
         work = needs(self.engine, model, parsed)
         return Estimate(arm, parsed.label, self.engine.ledger(model, parsed), exact, work, self.engine.device_kind)
 
@@ -126,7 +126,7 @@ class Workbench:
     @property
     def asks_first(self) -> bool:
         """Whether large models are compressed only when asked: where finished artifacts come from the Hub."""
-        return self.engine.hub is not None
+        return self.engine.shelf.hub is not None
 
     def inspect(self, artifact: str | Path) -> Report:
         """The report card of an artifact folder."""
@@ -158,7 +158,7 @@ class Workbench:
 
     def partial(self, model: str, arm: str, out: Path) -> Report:
         """What is finished of a compression that was stopped, as an artifact in `out`: its other layers in 16 bits."""
-        write_artifact(out, self.engine.partial(model, self._compressing(arm)))
+        write_artifact(out, self.engine.maker.partial(model, self._compressing(arm)))
         return read_report(out)
 
     def export(self, job: ExportJob) -> Iterator[Progress | Notice | Exported]:
@@ -183,7 +183,7 @@ class Workbench:
     ) -> Iterator[Progress | Notice | dict[str, Any]]:
         """Progress, then a recipe for this model alone: bits allocated among the quantizers that `words` name."""
         target, calibration = Target(tuple(map(parse, words)), bits), self.engine.calibration
-        crew = self.engine.statistics_crew
+        crew = self.engine.maker.statistics_crew
         yield from tune(self.engine.base(model), target, distil, self.data, calibration, crew)
 
     @staticmethod
@@ -218,7 +218,7 @@ class Workbench:
     def results(self, model: str) -> Results | None:
         """The newest evaluation of `model`, else the one that is bundled with the program; None without either."""
         source = find_source(model)
-        found = find_results(self.data, self.engine.fingerprint(model)) if at_hand(source) else None
+        found = find_results(self.data, self.engine.shelf.fingerprint(model)) if at_hand(source) else None
         if found is None:
             return None
         measured, bundled = found
@@ -245,7 +245,7 @@ class Workbench:
         parsed = parse_arm(arm)
         if parsed.peer is not None:
             raise ConfigError(f"{arm} is quantized by its own library: its layers stand in the table, without details")
-        folder = self.engine.cached(model, parsed)
+        folder = self.engine.shelf.cached(model, parsed)
         if folder is None:
             raise ConfigError(f"{arm} is not compressed yet; run a comparison with it first")
         with open_artifact(folder) as artifact:

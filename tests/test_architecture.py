@@ -23,6 +23,8 @@ TABLE = (
     ("workbench",),
     ("bench", "comparison", "evaluation", "inspection", "needs", "results"),
     ("engine", "on_load"),
+    ("making",),
+    ("shelf",),
     ("tuning",),
     ("hub_artifacts", "production", "rates"),
     ("teaching",),

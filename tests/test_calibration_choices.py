@@ -196,10 +196,12 @@ def _gather_from(found: StatsFolder, base: Any, folder: Path) -> list[object]:
 
 def test_without_the_option_another_models_statistics_are_never_found(made, fine_tune, tiny_pipeline_folder, tmp_path):
     engine = Engine(tmp_path / "data", "cpu")
-    keys = [statistics_key(SOURCE, engine.fingerprint(str(folder))) for folder in (fine_tune, tiny_pipeline_folder)]
+    keys = [
+        statistics_key(SOURCE, engine.shelf.fingerprint(str(folder))) for folder in (fine_tune, tiny_pipeline_folder)
+    ]
     assert keys[0] != keys[1]
     with pytest.raises(StoreError, match="or allow those of another base model"):
-        StatsFolder.open(made, BaseInfo("fine-tune", engine.fingerprint(str(fine_tune))))
+        StatsFolder.open(made, BaseInfo("fine-tune", engine.shelf.fingerprint(str(fine_tune))))
 
 
 def test_a_plan_gets_the_statistics_of_its_calibrated_layers_alone(tiny_base, tmp_path):

@@ -42,7 +42,7 @@ def served(shelf: Path, tmp_path: Path, online: None) -> Iterator[tuple[Workbenc
     shutil.copytree(shelf, folder)
     bench = Workbench(tmp_path / "data", "cpu")
     with hub(folder, REPO) as (address, asked):
-        bench.engine.hub = HubArtifacts(REPO, bench.engine.store, address)
+        bench.engine.shelf.hub = HubArtifacts(REPO, bench.engine.shelf.store, address)
         yield bench, folder, asked
 
 
@@ -154,4 +154,4 @@ def test_a_large_model_is_compressed_only_when_asked(
         list(bench.compare(CompareJob(model, ("fp16", WORD), sampling, live=False)))
     list(bench.compare(CompareJob(model, ("fp16", WORD), sampling)))
     list(bench.compare(CompareJob(model, ("fp16", WORD), sampling, live=False)))
-    assert bench.engine.made(model, parse_arm(WORD))
+    assert bench.engine.shelf.made(model, parse_arm(WORD))

@@ -24,7 +24,7 @@ from sdvq_core.arms import parse_arm
 from sdvq_core.engine import Engine
 model, word, data = sys.argv[1:]
 engine, arm = Engine(Path(data), "cpu"), parse_arm(word)
-print("ready", engine.fingerprint(model), flush=True)
+print("ready", engine.shelf.fingerprint(model), flush=True)
 for event in engine.compress(model, arm):
     pass
 print("done", flush=True)
@@ -78,7 +78,7 @@ def kill_and_resume(model: str, word: str, folder: Path, kills: int) -> list[int
 
 
 def layers(model: str, word: str, data: Path) -> list[str]:
-    return [item.name for item in Engine(data, "cpu").plan(model, parse_arm(word)).assignments]
+    return [item.name for item in Engine(data, "cpu").shelf.plan(model, parse_arm(word)).assignments]
 
 
 @pytest.mark.parametrize("word", ["rvq:bits=2", "rtn"])

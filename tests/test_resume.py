@@ -129,7 +129,7 @@ def test_what_is_finished_is_usable_and_says_what_is_missing(tiny_pipeline_folde
         workbench.partial(model, "rtn", out)
     stop_at(workbench.engine, model, arm, 5)
     report = workbench.partial(model, "rtn", out)
-    total = len(workbench.engine.plan(model, arm).assignments)
+    total = len(workbench.engine.shelf.plan(model, arm).assignments)
     assert report.recipe == f"rtn, unfinished: {len(report.layers)} of {total} layers"
     assert 5 <= len(report.layers) < total
     missing = [item for item in report.ledger.fallbacks if item.reason == "not compressed yet"]
@@ -145,7 +145,7 @@ def test_a_run_may_start_anew(tiny_pipeline_folder: Path, computed: list[str], t
     stop_at(engine, model, arm, 5)
     computed.clear()
     events = list(engine.compress(model, arm, resume=False))
-    assert set(computed) >= {item.name for item in engine.plan(model, arm).assignments}
+    assert set(computed) >= {item.name for item in engine.shelf.plan(model, arm).assignments}
     assert not any(isinstance(event, Notice) for event in events)
 
 

@@ -143,7 +143,7 @@ def test_a_recipe_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
     assert {event.arm for event in events if isinstance(event, Progress)} == {"@mine"}
     assert list(engine.compress(model, parse_arm("@mine"))) == [folder]
     file.write_text(rules)
-    assert engine.cached(model, parse_arm("@mine")) is None
+    assert engine.shelf.cached(model, parse_arm("@mine")) is None
     for bad in ("sequential: 1", "sequential: 'yes please'", "sequential: [true]"):
         file.write_text(rules + bad + "\n")
         with pytest.raises(ConfigError, match=r"mine.yaml: sequential must be true or false"):

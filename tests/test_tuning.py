@@ -64,7 +64,7 @@ def folder(recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_recipe_keeps_to_its_bits(tiny_pipeline_folder: Path, recipe: dict[str, Any], folder: Path) -> None:
     engine, arm = Engine(folder / "elsewhere", "cpu"), parse_arm("@mine")
-    rules = engine.rules(str(tiny_pipeline_folder), arm)
+    rules = engine.shelf.rules(str(tiny_pipeline_folder), arm)
     assert rules, "a tuned recipe carries its solution"
     ledger = engine.ledger(str(tiny_pipeline_folder), arm)
     assert 3.5 < (ledger.bits_per_quantized_weight or 0) <= 4.6
@@ -79,15 +79,15 @@ def test_another_model_is_measured_anew(tiny_pipeline_folder: Path, recipe: dict
     foreign = {"0" * 16: next(iter(recipe["allocated"].values()))}
     write_recipe(folder / "recipes" / "mine.yaml", {**recipe, "allocated": foreign})
     engine = Engine(folder / "elsewhere", "cpu")
-    assert engine.rules(str(tiny_pipeline_folder), parse_arm("@mine")) is None
-    assert Engine(folder, "cpu").rules(str(tiny_pipeline_folder), parse_arm("@mine")), "its damages are kept there"
+    assert engine.shelf.rules(str(tiny_pipeline_folder), parse_arm("@mine")) is None
+    assert Engine(folder, "cpu").shelf.rules(str(tiny_pipeline_folder), parse_arm("@mine")), "its damages are kept there"
 
 
 def test_a_solution_counts_for_its_own_target(tiny_pipeline_folder: Path, recipe: dict[str, Any], folder: Path) -> None:
     """A recipe that was copied and given other bits is solved again."""
     changed = {**recipe, "allocate": {**recipe["allocate"], "bits": 6.0}}
     write_recipe(folder / "recipes" / "mine.yaml", changed)
-    assert Engine(folder / "elsewhere", "cpu").rules(str(tiny_pipeline_folder), parse_arm("@mine")) is None
+    assert Engine(folder / "elsewhere", "cpu").shelf.rules(str(tiny_pipeline_folder), parse_arm("@mine")) is None
 
 
 def test_damages_are_measured_once(tiny_base: Any, recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_compare_draws_every_arm_from_the_same_noise(bench: Workbench, turbo: st
 
 def test_a_model_that_shares_its_unet_does_not_share_its_samples(bench: Workbench, turbo: str) -> None:
     """nano and nano-turbo have one fingerprint, and draw different images."""
-    assert bench.engine.fingerprint("nano") == bench.engine.fingerprint(turbo)
+    assert bench.engine.shelf.fingerprint("nano") == bench.engine.shelf.fingerprint(turbo)
     images = []
     for model in ("nano", turbo):
         result = list(bench.compare(CompareJob(model, ("fp16",), one(2))))[-1]
@@ -140,7 +140,7 @@ def test_calibration_follows_the_models_own_few_steps(bench: Workbench, turbo: s
     word = "gptq:bits=3"
     report = list(bench.compress(turbo, word))[-1]
     assert isinstance(report, Report)
-    calibrated = calibrated_layers(bench.engine.plan(turbo, parse_arm(word)))
+    calibrated = calibrated_layers(bench.engine.shelf.plan(turbo, parse_arm(word)))
     measured = [layer.name for layer in report.layers if layer.relative_output_mse is not None]
     assert measured == calibrated
     errors = [arm.scores.latent_mse for arm in _result(bench, CompareJob(turbo, ("fp16", word), one(2))).arms]
@@ -151,11 +151,11 @@ def test_calibration_follows_the_models_own_few_steps(bench: Workbench, turbo: s
 @pytest.mark.slow
 def test_statistics_of_the_slow_model_are_not_taken_for_the_fast_ones(bench: Workbench, turbo: str) -> None:
     """nano's UNet is the same, its steps are not: each has its own statistics, and artifacts of them."""
-    fingerprint = bench.engine.fingerprint("nano")
+    fingerprint = bench.engine.shelf.fingerprint("nano")
     keys = {statistics_key(find_source(model), fingerprint) for model in ("nano", turbo)}
     assert len(keys) == 2
-    assert bench.engine.cached(turbo, parse_arm("gptq:bits=3")) is not None
-    assert bench.engine.cached("nano", parse_arm("gptq:bits=3")) is None
+    assert bench.engine.shelf.cached(turbo, parse_arm("gptq:bits=3")) is not None
+    assert bench.engine.shelf.cached("nano", parse_arm("gptq:bits=3")) is None
 
 
 def test_lessons_hold_one_half_per_image_and_every_step(base: BaseModel) -> None:

@@ -171,7 +171,7 @@ def test_results_are_those_of_the_newest_evaluation(workbench, model, tmp_path):
     found = Workbench(tmp_path / "data", "cpu").results(model)
     assert found.measured.job == job
     assert found.measured.arms[1].measures == result.arms[1].measures
-    assert found.measured.base.fingerprint == workbench.engine.fingerprint(model)
+    assert found.measured.base.fingerprint == workbench.engine.shelf.fingerprint(model)
     assert not found.bundled
     assert " --steps 1 " in found.command
     (tmp_path / "data" / "results" / f"{found.measured.base.fingerprint}.json").write_text("{")
@@ -196,7 +196,7 @@ def stages(workbench, model, arm):
 
 def test_work_ahead_is_what_is_then_done(workbench, model):
     assert workbench.estimate(model, "fp16").work == ()
-    layers = len(workbench.engine.plan(model, parse_arm("gptq")).assignments)
+    layers = len(workbench.engine.shelf.plan(model, parse_arm("gptq")).assignments)
     assert stages(workbench, model, "gptq") == [("calibrate", layers), ("compress", layers)]
     seen = {event.stage for event in workbench.compress(model, "gptq") if isinstance(event, Progress)}
     assert seen == {"load", "calibrate", "compress"}

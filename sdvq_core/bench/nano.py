@@ -33,7 +33,7 @@ def nano_models() -> Iterator[tuple[Engine, dict[str, Any]]]:
     engine, arm = Engine(_folder(), "cpu"), parse_arm(_ARM)
     for _ in engine.compress("nano", arm):
         pass
-    base, path = engine.base("nano"), engine.cached("nano", arm)
+    base, path = engine.base("nano"), engine.shelf.cached("nano", arm)
     assert path is not None
     models = {"fp16": base.unet}
     for mode in ("resident", "streaming"):
@@ -71,7 +71,7 @@ def load() -> Iterator[Row]:
     from diffusers import UNet2DConditionModel
 
     with nano_models() as (engine, _):
-        path, inputs = engine.cached("nano", parse_arm(_ARM)), nano_inputs(engine)
+        path, inputs = engine.shelf.cached("nano", parse_arm(_ARM)), nano_inputs(engine)
         assert path is not None
         original = Path(engine.base("nano").source.location) / "unet"
         cases = {

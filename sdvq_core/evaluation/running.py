@@ -50,14 +50,14 @@ def evaluate(engine: Engine, job: EvaluateJob) -> Iterator[Progress | Notice | E
     for arm in arms[1:]:
         subject = subject_of(bench, arm)
         summaries.append((yield from _measured(bench, subject, arm, judge, first)))
-    base = BaseInfo(find_source(job.model).name, engine.fingerprint(job.model))
+    base = BaseInfo(find_source(job.model).name, engine.shelf.fingerprint(job.model))
     today = datetime.date.today().isoformat()
     yield EvaluateResult(job, tuple(summaries), noise, engine.device_name, precision, base, today)
 
 
 def _compressed(engine: Engine, job: EvaluateJob, arms: Sequence[Arm]) -> Iterator[Progress | Notice]:
     for arm in arms:
-        engine.check(job.model, arm)
+        engine.shelf.check(job.model, arm)
     for arm in arms:
         for event in engine.compress(job.model, arm) if arm.compresses else ():
             if not isinstance(event, Path):

@@ -25,7 +25,7 @@ def bench_for(engine: Engine, job: EvaluateJob) -> Bench:
     """What the evaluation `job` works with, on this machine."""
     source, device = find_source(job.model), pick_device(engine.device)
     around = (surroundings(source), device.type, *engine.setup.changes(device))
-    context = (engine.fingerprint(job.model), *around, *versions().values())
+    context = (engine.shelf.fingerprint(job.model), *around, *versions().values())
     store = SampleStore(engine.data / "evaluations")
     bench = Bench(engine, job, source, context, store, Meter(0))
     sets, looks = len(job.arms) + 2, len(job.arms)  # the floors are two sets, one of them looked at step by step
