@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdvq_core.cli.commands import compare
+from sdvq_core.cli.drawing import compare
 from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import CompareJob, CompareResult, Sampling
 from sdvq_core.setup import PLAIN, Setup

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdvq_core.arms import parse_arm
-from sdvq_core.cli.commands import compress
+from sdvq_core.cli.making import compress
 from sdvq_core.diffusion.base_model import BaseModel, load_base
 from sdvq_core.diffusion.decoding import decode
 from sdvq_core.diffusion.placement import TEXT

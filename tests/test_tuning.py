@@ -80,7 +80,9 @@ def test_another_model_is_measured_anew(tiny_pipeline_folder: Path, recipe: dict
     write_recipe(folder / "recipes" / "mine.yaml", {**recipe, "allocated": foreign})
     engine = Engine(folder / "elsewhere", "cpu")
     assert engine.shelf.rules(str(tiny_pipeline_folder), parse_arm("@mine")) is None
-    assert Engine(folder, "cpu").shelf.rules(str(tiny_pipeline_folder), parse_arm("@mine")), "its damages are kept there"
+    assert Engine(folder, "cpu").shelf.rules(str(tiny_pipeline_folder), parse_arm("@mine")), (
+        "its damages are kept there"
+    )
 
 
 def test_a_solution_counts_for_its_own_target(tiny_pipeline_folder: Path, recipe: dict[str, Any], folder: Path) -> None:

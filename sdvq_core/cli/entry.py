@@ -10,7 +10,8 @@ from typing import Any
 
 import typer
 
-from sdvq_core.cli.commands import app
+from sdvq_core.cli import asking, drawing, making  # noqa: F401 - they add their commands
+from sdvq_core.cli.app import app
 from sdvq_core.cli.printing import say
 from sdvq_core.errors import SdvqError
 
