@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from sdvq_core.cli.app import app
 from sdvq_core.cli.options import (
     ArmWord,
     Json,
@@ -16,6 +15,7 @@ from sdvq_core.cli.options import (
     open_workbench,
 )
 from sdvq_core.cli.printing import last, method, model_line, print_answer, size, table
+from sdvq_core.cli.program import app
 
 
 @app.command()

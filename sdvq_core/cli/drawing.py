@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from sdvq_core.cli.app import app
 from sdvq_core.cli.options import (
     ARM_HELP,
     Arms,
@@ -29,6 +28,7 @@ from sdvq_core.cli.options import (
     read_setup,
 )
 from sdvq_core.cli.printing import arm_line, last, memory, print_answer, say, size, text_line
+from sdvq_core.cli.program import app
 from sdvq_core.errors import ConfigError
 from sdvq_core.jobs import CompareJob, CompareResult
 from sdvq_core.summaries import EvaluateJob, EvaluateResult

@@ -11,8 +11,8 @@ from typing import Any
 import typer
 
 from sdvq_core.cli import asking, drawing, making  # noqa: F401 - they add their commands
-from sdvq_core.cli.app import app
 from sdvq_core.cli.printing import say
+from sdvq_core.cli.program import app
 from sdvq_core.errors import SdvqError
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that typer uses, which may be its own

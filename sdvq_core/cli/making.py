@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from sdvq_core.cli.app import app
 from sdvq_core.cli.options import (
     ArmWord,
     Device,
@@ -26,6 +25,7 @@ from sdvq_core.cli.options import (
     read_setup,
 )
 from sdvq_core.cli.printing import last, print_answer, size, table, text_line
+from sdvq_core.cli.program import app
 from sdvq_core.errors import ConfigError
 from sdvq_core.records import Report
 
