@@ -46,5 +46,10 @@ def remember(file: Path, sha256: str, seen: Stamp) -> None:
         return  # a folder that cannot be written to: the content is compared every time
 
 
+def forget(file: Path) -> None:
+    """`file` is to be compared again."""
+    _place(file).unlink(missing_ok=True)
+
+
 def _place(file: Path) -> Path:
     return data_folder() / "checked" / f"{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:32]}.json"

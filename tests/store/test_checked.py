@@ -113,3 +113,10 @@ def test_copies_are_compared_too(folder: Path, compared: list[int], tmp_path: Pa
     assert len(compared) == 1
     read_artifact(tmp_path / "copy")
     assert len(compared) == 2
+
+
+def test_what_is_forgotten_is_compared_again(folder: Path, compared: list[int]) -> None:
+    read_artifact(folder)
+    checked.forget(folder / WEIGHTS_NAME)
+    read_artifact(folder)
+    assert len(compared) == 2
