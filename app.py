@@ -46,6 +46,8 @@ def main() -> None:
     from sdvq_core.ui import build, launch_options
     from sdvq_core.workbench import Workbench
 
+    if arguments.data is not None:
+        os.environ["SDVQ_DATA"] = str(arguments.data)  # all that is kept is kept there
     try:
         setup = Setup(arguments.dtype, arguments.offload, arguments.text_encoders)
         workbench = Workbench(arguments.data, arguments.device, mode=arguments.mode, setup=setup)

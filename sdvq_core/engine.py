@@ -91,7 +91,7 @@ class Engine:
             else:
                 self.text = event
                 base.notices.append(event.sentence)
-        self._base, self.shelf.loaded = base, (source, base.fingerprint)
+        self._base, self.shelf.loaded = base, (base.source, base.fingerprint)
 
     def _let_go(self) -> None:
         """There may be no room for two."""
@@ -109,8 +109,7 @@ class Engine:
     def report(self, model: str, arm: Arm) -> Report | None:
         """The report card of an arm that is made already; of a peer, while its model is the one in memory."""
         if arm.peer is not None:
-            here = self._base is not None and self._base.source == find_source(model)
-            return self._peers.get(str(arm.peer)) if here else None
+            return self._peers.get(str(arm.peer)) if self.is_loaded(model) else None
         folder = self.shelf.cached(model, arm)
         return None if folder is None else read_report(folder)
 

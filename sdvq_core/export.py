@@ -78,9 +78,9 @@ def export(job: ExportJob, data: Path | None = None) -> Iterator[Progress | Noti
     """Progress per tensor, then what was written; data: where fingerprints are remembered."""
     yield Progress("export", "", 0, 1, "reading the artifact")
     dtype = DTYPES[job.dtype]
-    source = None if job.base is None else fetched(find_source(job.base))
     with ExitStack() as stack:
         artifact = stack.enter_context(open_artifact(job.artifact))
+        source = None if job.base is None else fetched(find_source(job.base))  # which may be a long download
         if source is not None:
             yield from _check_base(source, artifact, data)
         parts = {"unet": unet_part(artifact, dtype)}

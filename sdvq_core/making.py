@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sdvq_core.arms import Arm
 from sdvq_core.cluster import RayCrew
+from sdvq_core.diffusion.hub import fetched
 from sdvq_core.diffusion.sources import find_source
 from sdvq_core.errors import ConfigError, StoreError
 from sdvq_core.jobs import Notice, Progress
@@ -48,6 +49,7 @@ class Maker:
         if not resume:
             order.unfinished.forget()
         yield from watch.watch(self._produced(order))
+        assert self.shelf.cached(model, arm) is not None
         order.unfinished.remove()
         if self.means.engine == "local":  # what a cluster does says nothing of this machine
             self.rates().note_run(watch, order.source, order.plan, arm.distil.updates if arm.distil else 0)
@@ -68,7 +70,7 @@ class Maker:
     def _order(self, model: str, arm: Arm) -> Order:
         from sdvq_core.diffusion.base_model import full_config, pick_device, unet_weights
 
-        source, plan = find_source(model), self.shelf.plan(model, arm)
+        source, plan = fetched(find_source(model)), self.shelf.plan(model, arm)
         unfinished = Unfinished(self.shelf.data / "unfinished" / self.shelf.key(model, arm, plan))
         fingerprint, weights, config = self.shelf.fingerprint(model), unet_weights(source), full_config(source)
         device = pick_device(self.device)

@@ -31,7 +31,7 @@ from sdvq_core.targets import solution_key
 
 log = logging.getLogger(__name__)
 
-CACHED = re.compile(r"/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[^/]+)")  # in the Hub's cache
+CACHED = re.compile(r"/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[^/]+)")  # in the Hub's cache
 
 
 class OnLoad:
@@ -117,5 +117,5 @@ def _base_of(files: Sequence[Path]) -> BaseInfo:
     folder = files[0].parent
     named = folder.parent if folder.name == "unet" else folder
     cached = CACHED.search(folder.as_posix())
-    name = f"{cached['owner']}/{cached['name']}@{cached['commit']}" if cached else named.name
+    name = cached["repo"].replace("--", "/") + f"@{cached['commit']}" if cached else named.name
     return BaseInfo(name, fingerprint(folder))

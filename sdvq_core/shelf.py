@@ -40,9 +40,9 @@ class Shelf:
         """Digest of the UNet's content."""
         from sdvq_core.diffusion.base_model import fingerprint
 
-        source = find_source(model)
-        if self.loaded is not None and self.loaded[0] == source:
-            return self.loaded[1]
+        source, loaded = find_source(model), self.loaded
+        if loaded is not None and loaded[0] == source:
+            return loaded[1]
         return fingerprint(source, self.data)
 
     def plan(self, model: str, arm: Arm) -> CompressionPlan:

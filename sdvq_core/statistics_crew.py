@@ -1,4 +1,4 @@
-"""Statistics gathered by a Ray cluster: each worker loads the pipeline once, and the caller never does.
+"""Statistics gathered by a Ray cluster: each worker loads the pipeline once, the caller need not for that.
 
 Every node sees the data folder and the model's files. The numbers are those of `statistics.gather` and of `sequential`,
 bit for bit: a worker computes with as many threads as the caller would.

@@ -125,7 +125,8 @@ def sum_unit(task: UnitTask) -> bool:
     summing = Summing(task.items, task.settings, here.device)
     task.path.parent.mkdir(parents=True, exist_ok=True)
     for done, _ in enumerate(summing.run(here.model, here.trajectories, task.unit), start=1):
-        task.counter.write_text(str(done), "ascii")
+        with suppress(OSError):  # it is for the progress alone
+            task.counter.write_text(str(done), "ascii")
     summing.save_unit(task.path)
     return True
 

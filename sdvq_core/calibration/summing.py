@@ -36,8 +36,9 @@ class Summing:
 
         Which rows a call contributes depends on its number among those of all trajectories.
         """
-        hooks = self._hooks(model)
+        hooks: list[RemovableHandle] = []
         try:
+            hooks.extend(self._hooks(model))
             for number in unit:
                 self.calls = sum(earlier.steps for earlier in trajectories[:number]) - 1
                 self.where = Whereabouts(trajectories[number].steps)
@@ -63,13 +64,12 @@ class Summing:
         found = [UnitSum(one.packed_length, one.packed, one.rows, one.weight) for one in self.moments.values()]
         write_unit(path, found)
 
-    def _hooks(self, model: nn.Module) -> list[RemovableHandle]:
-        hooks = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
+    def _hooks(self, model: nn.Module) -> Iterator[RemovableHandle]:
+        yield model.register_forward_pre_hook(self._begin, with_kwargs=True)
         for source in self.moments:
             for place, name in enumerate(source.layers):
                 see: Callable[..., None] = partial(self._see if place == 0 else self._compare, source, name)
-                hooks.append(model.get_submodule(name).register_forward_pre_hook(see))
-        return hooks
+                yield model.get_submodule(name).register_forward_pre_hook(see)
 
     def _begin(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self.calls += 1

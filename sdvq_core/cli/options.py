@@ -78,9 +78,10 @@ def read_calibration(prompts: Path | None, timesteps: str, statistics: Path | No
 
 
 def read_sampling(model: str, prompt: str, seed: int, steps: int | None, guidance: float | None) -> Sampling:
+    from sdvq_core.diffusion.hub import fetched
     from sdvq_core.diffusion.sources import find_source
 
-    source = find_source(model)
-    return Sampling(
-        prompt, seed, source.steps if steps is None else steps, source.guidance if guidance is None else guidance
-    )
+    if steps is None or guidance is None:
+        source = fetched(find_source(model))  # a name alone does not say how a model is sampled
+        steps, guidance = source.steps if steps is None else steps, source.guidance if guidance is None else guidance
+    return Sampling(prompt, seed, steps, guidance)

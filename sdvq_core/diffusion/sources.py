@@ -186,7 +186,7 @@ def _unet_folder(name: str, folder: Path) -> Source:
 def _habits(folder: Path, tier: str, name: str) -> tuple[int, float]:
     """(steps, guidance) that suit a pipeline folder; few-step models come with Turbo's scheduler, or say so by name."""
     scheduler: dict[str, Any] = read_json(folder / "scheduler" / "scheduler_config.json")
-    if scheduler.get("_class_name") == "EulerAncestralDiscreteScheduler":
+    if all(scheduler.get(key) == value for key, value in HABITS["turbo"].scheduler):
         return TURBO.steps, TURBO.guidance
     if tier == "nano":
         return 20, 4.0

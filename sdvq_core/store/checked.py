@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 
 from sdvq_core.folders import data_folder
@@ -27,22 +26,22 @@ def is_checked(file: Path, sha256: str, seen: Stamp) -> bool:
     """Whether `file`, when it had the stamp `seen`, was found to hold what `sha256` says."""
     try:
         known = json.loads(_place(file).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # the last where there is no home to keep anything in
         return False
     return bool(known == {"sha256": sha256, "stamp": list(seen)})
 
 
-def remember(file: Path, sha256: str, seen: Stamp) -> None:
-    """`file` had the stamp `seen` before and after it was read, and holds what `sha256` says."""
-    if os.name == "nt" or time.time_ns() - max(seen[3:]) < _SETTLED_NS:  # Windows has no change time
+def remember(file: Path, sha256: str, seen: Stamp, when: int) -> None:
+    """`file`, opened at `when` (nanoseconds), had the stamp `seen` before and after, and holds what `sha256` says."""
+    if os.name == "nt" or when - max(seen[3:]) < _SETTLED_NS:  # Windows has no change time
         return
-    place = _place(file)
-    temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
     try:
+        place = _place(file)
+        temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps({"sha256": sha256, "stamp": seen}), "utf-8")
         temporary.replace(place)
-    except OSError:
+    except (OSError, RuntimeError):
         return  # a folder that cannot be written to: the content is compared every time
 
 

@@ -61,7 +61,7 @@ def _check_digest(folder: Path, manifest: Manifest, file: TensorFile, tensors: M
     if digest(tensors) != manifest.sha256:
         raise StoreError(f"{path} is damaged: its content does not match its SHA-256; compress the model again")
     if file.stamp == file.opened:
-        remember(path, manifest.sha256, file.opened)
+        remember(path, manifest.sha256, file.opened, file.opened_at)
 
 
 def _artifact(

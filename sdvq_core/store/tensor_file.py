@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -112,8 +113,8 @@ class TensorFile(Mapping[str, Tensor]):
     """The tensors of a file, each read when it is asked for, until the file is closed.
 
     Read, not mapped: mapped pages count as memory of the process, and a file that shrinks would end it. metadata: of
-    the header. opened: the stamp of the file when it was opened. SafetensorError: not a whole safetensors file;
-    KeyError: a dtype that is not in `DTYPES`.
+    the header. opened: the stamp of the file when it was opened, at `opened_at` (nanoseconds). SafetensorError: not a
+    whole safetensors file; KeyError: a dtype that is not in `DTYPES`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -126,7 +127,7 @@ class TensorFile(Mapping[str, Tensor]):
         self.specs = {name: (DTYPES[entry["dtype"]], tuple(entry["shape"])) for name, entry in header.items()}
         self._starts = {name: 8 + length + int(entry["data_offsets"][0]) for name, entry in header.items()}
         self._file = path.open("rb", buffering=0)
-        self.opened = self.stamp
+        self.opened, self.opened_at = self.stamp, time.time_ns()
 
     def __getitem__(self, name: str) -> Tensor:
         dtype, shape = self.specs[name]

@@ -26,6 +26,7 @@ from sdvq_core.ui.guard import sentence
 from sdvq_core.ui.settings import Settings
 from sdvq_core.ui.status_line import progress_status, status
 
+BUG = "Something went wrong in SDVQ itself; the program's log says what."
 FRAME_SECONDS = 0.12  # a page that is drawn more often than this costs more than it shows
 
 
@@ -67,6 +68,9 @@ class Run:
             yield from self._stream(jobs)
         except SdvqError as error:
             yield Frame(interrupted(self.board.value()), status("failed", "Stopped", sentence(error)), False)
+            raise
+        except Exception:
+            yield Frame(interrupted(self.board.value()), status("failed", "Stopped", BUG), False)
             raise
         spent = wording.seconds(time.monotonic() - started)
         done = status("done", "Done", f"{len(jobs) * len(estimates)} pictures in {spent}", 1.0)

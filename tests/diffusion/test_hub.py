@@ -155,7 +155,8 @@ def test_what_draws_no_image_says_why_and_its_unet_can_be_read(hub: FakeHub, loa
 
 
 def test_turbos_scheduler_gives_turbos_habits(hub: FakeHub, load: Load) -> None:
-    edit(hub, "scheduler/scheduler_config.json", _class_name="EulerAncestralDiscreteScheduler")
+    turbos = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
+    edit(hub, "scheduler/scheduler_config.json", **turbos)
     edit(hub, "model_index.json", scheduler=["diffusers", "EulerAncestralDiscreteScheduler"])
     base = load_base(find_source("owner/tiny"), "cpu")
     assert (base.source.steps, base.source.guidance, base.source.resolution) == (2, 0, 32)

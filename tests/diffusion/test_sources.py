@@ -72,7 +72,10 @@ def test_a_folder_is_a_model(tiny_pipeline_folder: Path) -> None:
 
 
 def test_a_folder_with_turbos_scheduler_is_sampled_like_turbo(copy: Path) -> None:
-    edit(copy / "scheduler" / "scheduler_config.json", _class_name="EulerAncestralDiscreteScheduler")
+    ancestral, own = {"_class_name": "EulerAncestralDiscreteScheduler"}, find_source(str(copy)).steps
+    edit(copy / "scheduler" / "scheduler_config.json", **ancestral, timestep_spacing="leading")
+    assert find_source(str(copy)).steps == own, "many models of thirty steps come with it"
+    edit(copy / "scheduler" / "scheduler_config.json", **ancestral, timestep_spacing="trailing")
     assert (find_source(str(copy)).steps, find_source(str(copy)).guidance) == (2, 0)
 
 

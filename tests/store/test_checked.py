@@ -120,3 +120,15 @@ def test_what_is_forgotten_is_compared_again(folder: Path, compared: list[int]) 
     checked.forget(folder / WEIGHTS_NAME)
     read_artifact(folder)
     assert len(compared) == 2
+
+
+def test_a_machine_without_a_home_loads_all_the_same(
+    folder: Path, compared: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(checked, "data_folder", nowhere)
+    read_artifact(folder)
+    read_artifact(folder)
+    assert len(compared) == 2
