@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
+from diffusers.models.modeling_utils import no_init_weights
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
@@ -16,20 +17,16 @@ from sdvq_core.errors import LayerError, StoreError
 from sdvq_core.integrations.diffusers import SdvqConfig, make_native
 from sdvq_core.nn import check_mode, make_ready, swap_layer
 from sdvq_core.store import Artifact, is_artifact, read_artifact
-from sdvq_core.store.manifest import card_metadata, read_manifest
+from sdvq_core.store.manifest import card_metadata
 
 log = logging.getLogger(__name__)
 
 
-def build_unet(
-    artifact: Artifact, dtype: torch.dtype = torch.float32, skeleton: Callable[[], UNet2DConditionModel] | None = None
-) -> UNet2DConditionModel:
-    """The UNet of `artifact`, on the CPU, in evaluation mode; what is kept is computed with in `dtype`.
-
-    skeleton: gives the UNet of its config without storage, if that is being made already.
-    """
+def build_unet(artifact: Artifact, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+    """The UNet of `artifact`, on the CPU, in evaluation mode; what is kept is computed with in `dtype`."""
     try:
-        unet = skeleton() if skeleton else _skeleton(artifact.unet_config)
+        with torch.device("meta"), no_init_weights():
+            unet = UNet2DConditionModel.from_config(dict(artifact.unet_config))
         for name, weight in artifact.weights.items():
             swap_layer(unet, name, weight)
         missing, unexpected = unet.load_state_dict(_cast(artifact.kept, dtype), strict=False, assign=True)
@@ -59,18 +56,24 @@ def load_artifact(
     path = Path(folder)
     if not is_artifact(path):
         raise StoreError(f"{path} is not an SDVQ artifact; pass a folder made by `python -m sdvq_core compress`")
-    with ThreadPoolExecutor(1) as pool:  # modules are made while tensors are read
-        coming = pool.submit(_skeleton, read_manifest(path)[0])
-        unet = build_unet(read_artifact(path), dtype, coming.result).to(device)
+    with _no_collection():
+        unet = build_unet(read_artifact(path), dtype).to(device)
     reason = make_ready(unet, mode, dtype)
     if reason is not None:
         log.warning("%s: %s", path, reason)
     return unet
 
 
-def _skeleton(config: Mapping[str, Any]) -> UNet2DConditionModel:
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(dict(config))
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Thousands of modules and tensors are made, none of them garbage: looking for some takes as long as the rest."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _cast(kept: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
