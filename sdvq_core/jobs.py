@@ -16,6 +16,7 @@ from PIL import Image
 from sdvq_core.errors import ConfigError
 from sdvq_core.records import Footprint, Ledger, Report, TextReport
 
+WAIT = "wait"  # the stage of a job whose work another process does
 FETCHED = ("fetch", "download")  # work that waits for the network and computes nothing
 MAX_STEPS, MAX_GUIDANCE, MAX_SEED, MAX_ARMS = 150, 30.0, 2**32 - 1, 8
 
@@ -64,8 +65,8 @@ class CompareJob:
 class Progress:
     """Work done so far: `done` of `total` units; seconds_left is None until there is something to judge it by.
 
-    stage: "load", "download", "calibrate", "compress", "allocate", "distil", "sample", "measure" or
-    "export".
+    stage: "load", "download", "calibrate", "compress", "allocate", "distil", "sample", "measure",
+    "export" or "wait".
     text: one short line for people, such as the name of a layer.
     """
 

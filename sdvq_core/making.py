@@ -17,7 +17,7 @@ from sdvq_core.production import Means, Order, partial_artifact, produce
 from sdvq_core.rates import Rates, Stopwatch
 from sdvq_core.shelf import Shelf
 from sdvq_core.statistics_crew import CALIBRATE, StatisticsCrew
-from sdvq_core.store import Artifact, Unfinished
+from sdvq_core.store import Artifact, Unfinished, in_turn
 from sdvq_core.tuning import measure
 
 if TYPE_CHECKING:
@@ -46,11 +46,8 @@ class Maker:
             whole, shelf = self.whole(model), self.shelf
             yield from watch.watch(measure(whole, arm.target, shelf.data, shelf.calibration, self.statistics_crew))
         order = self._order(model, arm)
-        if not resume:
-            order.unfinished.forget()
-        yield from watch.watch(self._produced(order))
-        assert self.shelf.cached(model, arm) is not None
-        order.unfinished.remove()
+        lock = self.shelf.data / "turns" / f"{order.unfinished.folder.name}.lock"
+        yield from watch.watch(in_turn(lock, f"{arm.word} of {order.source.name}", self._produced(order, resume)))
         if self.means.engine == "local":  # what a cluster does says nothing of this machine
             self.rates().note_run(watch, order.source, order.plan, arm.distil.updates if arm.distil else 0)
 
@@ -81,9 +78,13 @@ class Maker:
         crew = RayCrew(device, purpose=purpose) if self.means.engine == "ray" else None
         return replace(made, crew=crew, statistics_crew=self.statistics_crew)
 
-    def _produced(self, order: Order) -> Iterator[Progress | Notice]:
+    def _produced(self, order: Order, resume: bool) -> Iterator[Progress | Notice]:
         """Progress until the artifact is in the cache; another process may be the first to put it there."""
         key = order.unfinished.folder.name
+        if self.shelf.store.get(key) is not None:
+            return
+        if not resume:
+            order.unfinished.forget()
         try:
             for event in produce(order):
                 if isinstance(event, Artifact):
@@ -93,3 +94,5 @@ class Maker:
         except StoreError:
             if self.shelf.store.get(key) is None:
                 raise
+        assert self.shelf.store.get(key) is not None
+        order.unfinished.remove()

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from sdvq_core.diffusion.sources import Source
 from sdvq_core.errors import StoreError
-from sdvq_core.jobs import Notice, Progress
+from sdvq_core.jobs import WAIT, Notice, Progress
 from sdvq_core.plan import CompressionPlan
 from sdvq_core.presets import FOLDER, read_preset
 from sdvq_core.store.images import write_bytes
@@ -105,10 +105,17 @@ class Stopwatch:
         for event in events:
             if isinstance(event, Progress):
                 self.seconds[event.stage] = self.seconds.get(event.stage, 0.0) + time.monotonic() - start
-            if isinstance(event, Notice) and "earlier run" in event.text:
+            if _is_shared(event):
                 self.whole = False
             yield event
             start = time.monotonic()
+
+
+def _is_shared(event: object) -> bool:
+    """Whether another run has a part in the work."""
+    if isinstance(event, Progress):
+        return event.stage == WAIT
+    return isinstance(event, Notice) and "earlier run" in event.text
 
 
 def weights_of(plan: CompressionPlan) -> int:

@@ -66,6 +66,9 @@ class SpreadStudent:
     def fill(self, items: Sequence[Gathering], settings: CalibrationSettings, writer: StatsWriter) -> Iterator[int]:
         return self._now.fill(items, settings, writer)
 
+    def close(self) -> None:
+        self.spread.close()
+
     def put(self, result: LayerResult) -> None:
         """The layer is on the disk already."""
         self.site = replace(self.site, done=(*self.site.done, result.record.name))

@@ -18,7 +18,7 @@ from sdvq_core.distillation import DistillationSettings
 from sdvq_core.engine import Engine
 from sdvq_core.errors import ConfigError, SdvqError
 from sdvq_core.integrations.loading import load_artifact
-from sdvq_core.jobs import Notice, Progress
+from sdvq_core.jobs import WAIT, Notice, Progress
 from sdvq_core.metrics.weights import relative_mse
 from sdvq_core.nn import QuantizedLayer
 from sdvq_core.production import Means
@@ -81,6 +81,21 @@ def test_layers_are_not_computed_twice(
     assert len(computed) <= total + 3 * torch.get_num_threads()  # each stop loses what is in the making, no more
     assert any(isinstance(event, Notice) and "earlier run" in event.text for event in events)
     assert not list((tmp_path / "stopped" / "unfinished").iterdir())
+
+
+def test_two_runs_at_once_compute_each_layer_once(
+    tiny_pipeline_folder: Path, two_prompts: None, computed: list[str], tmp_path: Path
+) -> None:
+    model, arm = str(tiny_pipeline_folder), parse_arm("aq:bits=2,rounds=1,sweeps=1")
+    first, second = (Engine(tmp_path, "cpu").compress(model, arm) for _ in range(2))
+    assert any(isinstance(event, Progress) and event.stage == "compress" and event.done for event in first)
+    waiting = next(event for event in second if isinstance(event, Progress) and event.stage == WAIT)
+    assert waiting.text == f"another run is making {arm.word} of {model}"
+    *_, made = first
+    total = len(computed)
+    *_, found = second
+    assert found == made
+    assert len(computed) == total == len(read_artifact(made).weights)
 
 
 @pytest.mark.parametrize("place", [1, 2, 3, 5])
@@ -149,8 +164,11 @@ def test_a_run_may_start_anew(tiny_pipeline_folder: Path, computed: list[str], t
     assert not any(isinstance(event, Notice) for event in events)
 
 
-def test_another_process_may_be_the_first_to_finish(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+def test_where_files_cannot_be_locked_another_process_may_be_the_first_to_finish(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
     model, arm = str(tiny_pipeline_folder), parse_arm("rtn")
+    (tmp_path / "turns").touch()
     events = Engine(tmp_path, "cpu").compress(model, arm)
     for event in events:
         if isinstance(event, Progress) and event.stage == "compress" and event.done == event.total:

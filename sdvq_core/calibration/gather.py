@@ -12,7 +12,7 @@ from sdvq_core.calibration.passes import Gathering, split_passes
 from sdvq_core.calibration.settings import CalibrationSettings
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.records import BaseInfo
-from sdvq_core.store import BlockLayout, StatsFolder, StatsInfo, StatsWriter
+from sdvq_core.store import BlockLayout, StatsFolder, StatsInfo, StatsWriter, in_turn
 
 
 class Gatherer(Protocol):
@@ -24,6 +24,10 @@ class Gatherer(Protocol):
 
     def fill(self, items: Sequence[Gathering], settings: CalibrationSettings, writer: StatsWriter) -> Iterator[int]:
         """The number of calls of the model since the last item; at its end the matrices of `items` are written."""
+        ...
+
+    def close(self) -> None:
+        """All that was asked for is written."""
         ...
 
 
@@ -39,8 +43,21 @@ def collect(
 
     budget: bytes for second moments on the model's device, by default half of what is free; what exceeds it takes
     further passes over the trajectories. Layers that `folder` already has, from the same model and settings, are not
-    gathered again. Raises LayerError for inputs that are NaN or infinite.
+    gathered again, and while another process gathers into it, this one waits. Raises LayerError for inputs that are
+    NaN or infinite.
     """
+    work = _collect(gatherer, names, settings, folder, base, budget)
+    yield from in_turn(folder / ".lock", "these statistics", work)
+
+
+def _collect(
+    gatherer: Gatherer,
+    names: Sequence[str],
+    settings: CalibrationSettings,
+    folder: Path,
+    base: BaseInfo,
+    budget: int | None,
+) -> Iterator[Progress | Notice | StatsFolder]:
     writer = StatsWriter(folder, StatsInfo(base, settings.to_json()))
     kept = [(entry.layers[0], entry.layout) for entry in writer.entries if set(entry.layers) & set(names)]
     yield from _notices(kept, f"an earlier run had less memory; remove {folder} to gather it anew")
@@ -55,6 +72,7 @@ def collect(
             for calls in gatherer.fill(items, settings, writer):
                 yield report(calls, number, items)
             writer.commit()
+        gatherer.close()
     yield writer.commit()
 
 

@@ -52,6 +52,9 @@ class Here:
                 summing.fold()
         summing.save(writer)
 
+    def close(self) -> None:
+        """Nothing is left."""
+
     @property
     def device(self) -> torch.device:
         """Where the model computes."""

@@ -25,9 +25,11 @@ from sdvq_core.calibration.settings import CalibrationSettings
 from sdvq_core.calibration.summing import Summing, finished
 from sdvq_core.calibration.units import units
 from sdvq_core.store import MomentEntry, StatsWriter, read_sum, write_moment
+from sdvq_core.store.images import write_bytes
 
 T = TypeVar("T")
 R = TypeVar("R")
+_STRETCH = 1.5  # of a budget, which is half of what is free
 
 
 class Workers(Protocol):
@@ -89,7 +91,7 @@ class Spread:
     def survey(self, names: Sequence[str]) -> Survey:
         """See `Here`; the budget is a share of what is free where a worker looked."""
         (found,) = filter(None, self.workers.watch(survey, [SurveyTask(self.place, tuple(names))]))
-        return replace(found, budget=found.budget // self.workers.per_node)
+        return replace(found, budget=self._budget(found.budget // self.workers.per_node))
 
     def fill(self, items: Sequence[Gathering], settings: CalibrationSettings, writer: StatsWriter) -> Iterator[int]:
         """See `Here`; calls are counted all together, whoever makes them."""
@@ -100,7 +102,7 @@ class Spread:
         ]
         said = 0
         for _ in self.workers.watch(sum_unit, tasks):
-            made = sum(_calls(task.counter) for task in tasks)
+            made = sum(_number(task.counter) for task in tasks)
             yield max(0, made - said)  # a lost worker's count starts anew
             said = max(made, said)
         matrices = [MatrixTask(item, number, paths, writer.folder.absolute()) for number, item in enumerate(items)]
@@ -108,8 +110,19 @@ class Spread:
             writer.entries += [entry] if entry else []
             yield 0
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # another pass may have left something
-            self.folder.rmdir()
+
+    def close(self) -> None:
+        """Drop the sums that are left, those of other passes than were made in the end."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _budget(self, now: int) -> int:
+        """An earlier run's, whose sums suit the same passes alone, where memory allows it still; else what is here."""
+        note = self.folder / "budget"
+        earlier = _number(note)
+        if 0 < earlier <= _STRETCH * now:
+            return earlier
+        write_bytes(note, str(now).encode())
+        return now
 
 
 def survey(task: SurveyTask) -> Survey:
@@ -140,9 +153,10 @@ def add_units(task: MatrixTask) -> MomentEntry:
     return write_moment(task.folder, source.layers, finished(source, moment), moment.layout, moment.rows)
 
 
-def _calls(counter: Path) -> int:
-    with suppress(OSError, ValueError):  # not there yet, or being written
-        return int(counter.read_text("ascii"))
+def _number(path: Path) -> int:
+    """What a file says, 0 where it is not there yet, or being written."""
+    with suppress(OSError, ValueError):
+        return int(path.read_text("ascii"))
     return 0
 
 

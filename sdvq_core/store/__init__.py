@@ -6,6 +6,7 @@ from sdvq_core.store.cache import ModelStore
 from sdvq_core.store.manifest import FORMAT_VERSION, LayerEntry, Manifest, blank_metadata, is_artifact, read_manifest
 from sdvq_core.store.reading import copy_artifact, open_artifact, read_artifact, read_report
 from sdvq_core.store.statistics import MomentEntry, StatsFolder, StatsInfo, StatsWriter, write_moment
+from sdvq_core.store.turns import in_turn
 from sdvq_core.store.unfinished import Unfinished
 from sdvq_core.store.unit_sums import UnitSum, read_sum, write_unit
 
@@ -24,6 +25,7 @@ __all__ = [
     "UnitSum",
     "blank_metadata",
     "copy_artifact",
+    "in_turn",
     "is_artifact",
     "open_artifact",
     "read_artifact",

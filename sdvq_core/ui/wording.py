@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sdvq_core.jobs import ArmResult, Progress, Scores
+from sdvq_core.jobs import WAIT, ArmResult, Progress, Scores
 from sdvq_core.records import Footprint, Ledger
 from sdvq_core.summaries import Spread
 
@@ -112,6 +112,7 @@ def progress(event: Progress) -> tuple[str, str]:
         "compress": f"Compressing {event.arm}",
         "sample": f"Sampling {event.arm}",
         "measure": "Measuring",
+        WAIT: "Waiting",
     }.get(event.stage, event.stage)
     unit = {"calibrate": "call", "compress": "layer", "sample": "step"}.get(event.stage)
     parts = [f"{unit} {event.done} of {event.total}"] if unit and event.total else []

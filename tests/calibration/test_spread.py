@@ -103,6 +103,21 @@ def test_units_that_are_there_are_not_summed_again(here, tmp_path):
     assert files(tmp_path / "spread") == files(tmp_path / "alone")
 
 
+@pytest.mark.parametrize(("share", "units"), [(0.8, 3), (0.5, 0)], ids=["a little less", "half"])
+def test_a_run_that_goes_on_with_less_memory_finds_its_units(here, tmp_path, monkeypatch, share, units):
+    free = 4 * PASSES
+    monkeypatch.setattr("sdvq_core.calibration.passes.free_nbytes", lambda _: free)
+    with pytest.raises(KeyboardInterrupt):
+        list(collect(spread(here, tmp_path, Stopping(3)), NAMES, CHOSEN, tmp_path / "spread", BASE))
+    free = int(share * free)
+    called = []
+    here.model.register_forward_hook(lambda *_: called.append(1))
+    last(collect(spread(here, tmp_path), NAMES, CHOSEN, tmp_path / "spread", BASE))
+    passes = {0.8: 1, 0.5: 2}[share]
+    assert len(called) == 1 + 10 * 3 * passes - units * 2 * 3
+    assert not (tmp_path / "sums").exists()  # those of the other passes neither
+
+
 def test_a_worker_that_stops_within_a_unit_leaves_none_of_it(here, tmp_path):
     def stop(after: list[int], *_: object) -> None:
         after.append(1)
