@@ -64,12 +64,8 @@ def check_pipeline(folder: Path) -> str:
         raise ModelError(
             f"{folder} has no model_index.json, so it is not a diffusers pipeline: pass a folder that has one"
         )
+    check_pipeline_config(folder, str(folder))
     index = read_json(folder / "model_index.json")
-    name = index.get("_class_name")
-    if name not in PIPELINE_CLASSES:
-        raise ModelError(f"{folder} is a {name}; SDVQ reads SDXL-family pipelines ({', '.join(PIPELINE_CLASSES)})")
-    if not _has(index, "unet"):
-        raise ModelError(f"{folder} has no unet; pass a complete diffusers pipeline folder")
     reason = check_unet_folder(folder / "unet")
     absent = [part for part in (*WEIGHTED, *WORDED) if not _has(index, part)]
     if reason or absent:
@@ -80,6 +76,22 @@ def check_pipeline(folder: Path) -> str:
         if not path.exists():
             raise ModelError(f"{path} is missing; pass a complete diffusers pipeline folder")
     return ""
+
+
+def check_pipeline_config(folder: Path, name: str) -> None:
+    """Raise ModelError, which says `name`, where what `folder` has of a pipeline tells that it is not SDXL's."""
+    index = read_json(folder / "model_index.json")
+    check_pipeline_class(index.get("_class_name"), name)
+    if not _has(index, "unet"):
+        raise ModelError(f"{name} has no unet; pass a complete diffusers pipeline folder")
+    if (folder / "unet" / "config.json").is_file():
+        check_unet_config(read_json(folder / "unet" / "config.json"), name)
+
+
+def check_pipeline_class(found: object, name: str) -> None:
+    """Raise ModelError unless the pipeline `name` is of a class of the SDXL family."""
+    if found not in PIPELINE_CLASSES:
+        raise ModelError(f"{name} is a {found}; SDVQ reads SDXL-family pipelines ({', '.join(PIPELINE_CLASSES)})")
 
 
 def check_unet_folder(folder: Path) -> str:

@@ -1,8 +1,9 @@
 """A Hub model as a local pipeline folder: from the cache, else downloaded, else one sentence.
 
 Only what a pipeline needs is downloaded: one set of safetensors weights per part (fp16 where there is one), its
-configuration and tokenizers, and the model card for its licence. Files that arrived stay in the cache, so that a
-download which broke off goes on with the next file; within a file the Hub's client takes a lost connection up again.
+configuration and tokenizers, and the model card for its licence; the configuration first, so that a model of another
+family is refused before its weights are fetched. Files that arrived stay in the cache, so that a download which broke
+off goes on with the next file; within a file the Hub's client takes a lost connection up again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import httpx
 from huggingface_hub import HfApi, ModelCard, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from sdvq_core.diffusion.folders import PICKLES, WEIGHTED, check_pipeline
+from sdvq_core.diffusion.folders import PICKLES, WEIGHTED, check_pipeline, check_pipeline_class, check_pipeline_config
 from sdvq_core.diffusion.sources import Source, cached_folder, find_source
 from sdvq_core.errors import ModelError
 
@@ -78,6 +79,9 @@ def ask(source: Source) -> Remote:
         info = HfApi().model_info(source.location, revision=source.revision, files_metadata=True)
     except (_ClientError, OSError, ValueError) as error:
         raise _sentence(source, error) from error
+    kind = ((info.config or {}).get("diffusers") or {}).get("_class_name")
+    if kind is not None:
+        check_pipeline_class(kind, source.name)
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
     files = needed(list(sizes), source.name)
     card: dict[str, Any] = {} if info.card_data is None else vars(info.card_data)
@@ -133,11 +137,17 @@ def _download(source: Source) -> Path:
     remote = ask(source)
     licence = remote.licence or "not stated on its model card"
     log.warning("downloading %.1f GB of %s, licence: %s", remote.nbytes / 1e9, source.location, licence)
+    configs = [name for name in remote.files if name.endswith(".json")]
     try:
         with quiet():
-            return Path(snapshot_download(source.location, revision=source.revision, allow_patterns=list(remote.files)))
+            check_pipeline_config(_snapshot(source, configs), source.name)
+            return _snapshot(source, remote.files)
     except (_ClientError, OSError, ValueError) as error:
         raise _sentence(source, error) from error
+
+
+def _snapshot(source: Source, names: Sequence[str]) -> Path:
+    return Path(snapshot_download(source.location, revision=source.revision, allow_patterns=list(names)))
 
 
 def _sentence(source: Source, error: Exception) -> ModelError:

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 class FakeHub:
     """One repository. cut: bytes after which the connection breaks, once for each file named.
 
+    tells_class: whether it says which pipeline the repository holds.
     down: every answer is 503. broken: files that are answered with 500. ranges, served: what was asked for.
     """
 
@@ -25,6 +26,7 @@ class FakeHub:
     revisions: dict[str, str]
     card: dict[str, str] = field(default_factory=dict)
     gated: bool = False
+    tells_class: bool = True
     cut: dict[str, int] = field(default_factory=dict)
     down: bool = False
     broken: set[str] = field(default_factory=set)
@@ -98,6 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(self.hub.entries(), body)
         siblings = [{"rfilename": entry["path"], "size": entry["size"]} for entry in self.hub.entries()]
         about = {"id": self.hub.repo, "sha": commit, "siblings": siblings, "cardData": self.hub.card, "tags": []}
+        if self.hub.tells_class:
+            about["config"] = {
+                "diffusers": {"_class_name": json.loads(self.hub.files["model_index.json"])["_class_name"]}
+            }
         return self._json({**about, "gated": "manual" if self.hub.gated else False}, body)
 
     def _file(self, rest: list[str], body: bool) -> None:

@@ -154,6 +154,23 @@ def test_what_draws_no_image_says_why_and_its_unet_can_be_read(hub: FakeHub, loa
         check_files(find_source("owner/tiny"))
 
 
+@pytest.mark.parametrize("tells_class", [True, False])
+def test_another_family_is_refused_before_its_weights_are_fetched(hub: FakeHub, load: Load, tells_class: bool) -> None:
+    hub.tells_class = tells_class
+    edit(hub, "model_index.json", _class_name="StableDiffusionPipeline")
+    answer = load()["answer"]
+    assert "owner/tiny is a StableDiffusionPipeline; SDVQ reads SDXL-family pipelines (" in answer
+    assert not [name for name in hub.served if name.endswith(".safetensors")]
+    assert tells_class == (not hub.served)
+
+
+def test_another_unet_is_refused_before_its_weights_are_fetched(hub: FakeHub, load: Load) -> None:
+    edit(hub, "unet/config.json", addition_embed_type=None)
+    assert "the UNet in owner/tiny is not SDXL's: SDVQ reads" in load()["answer"]
+    assert "unet/config.json" in hub.served
+    assert not [name for name in hub.served if name.endswith(".safetensors")]
+
+
 def test_turbos_scheduler_gives_turbos_habits(hub: FakeHub, load: Load) -> None:
     turbos = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
     edit(hub, "scheduler/scheduler_config.json", **turbos)
