@@ -12,9 +12,10 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import torch
 
@@ -26,8 +27,19 @@ R = TypeVar("R")
 P = ParamSpec("P")
 
 _AHEAD = 2  # finished results, per worker, that may wait behind one large task
+_LOOK_SECONDS = 5.0  # between two looks at a silent cluster
 _RETRIES = 8  # times that a task runs again because its worker was lost
 _PACKAGES = Path(__file__).resolve().parents[1]  # where workers on this machine find sdvq_core
+
+
+@dataclass
+class _Sent(Generic[T]):
+    """A task on its way. cores: that it asks for; landed: whether its result is here."""
+
+    task: T
+    reference: Any
+    cores: int
+    landed: bool = False
 
 
 class RayCrew:
@@ -44,7 +56,7 @@ class RayCrew:
 
     def run(self, work: Callable[[T], R], tasks: Iterable[T], landed: Callable[[T, R], None] = nothing) -> Iterator[R]:
         """See `crew.Crew`; `landed` runs on the caller's thread."""
-        for result in self._run(work, tasks, landed, None):
+        for result in self._run(work, tasks, landed, _LOOK_SECONDS):
             yield from result
 
     def watch(self, work: Callable[[T], R], tasks: Iterable[T], seconds: float = 1.0) -> Iterator[R | None]:
@@ -53,33 +65,46 @@ class RayCrew:
             yield result[0] if result else None
 
     def _run(
-        self, work: Callable[[T], R], tasks: Iterable[T], landed: Callable[[T, R], None], seconds: float | None
+        self, work: Callable[[T], R], tasks: Iterable[T], landed: Callable[[T, R], None], seconds: float
     ) -> Iterator[tuple[R] | tuple[()]]:
         """Results in the order of the tasks, each in a tuple; an empty one where none came for `seconds`."""
-        ray, left, waiting = self._ray, iter(tasks), deque[tuple[T, Any]]()
-        unseen: dict[Any, T] = {}  # results that nobody has looked at yet, by reference
+        ray, left, waiting = self._ray, iter(tasks), deque[_Sent[T]]()
         try:
             while True:
-                for task in self._drawn(left, waiting):
-                    reference = self._remote.remote(work, task, self._threads, self._purpose)
-                    waiting.append((task, reference))
-                    unseen[reference] = task
+                waiting.extend(self._sent(work, task) for task in self._drawn(left, len(waiting)))
                 if not waiting:
                     return
-                while waiting[0][1] in unseen:
-                    ready, _ = ray.wait(list(unseen), num_returns=1, timeout=seconds)
+                while not waiting[0].landed:
+                    flying = {sent.reference: sent for sent in waiting if not sent.landed}
+                    ready, _ = ray.wait(list(flying), num_returns=1, timeout=seconds)
                     for reference in ready:
-                        landed(unseen.pop(reference), self._get(reference))
+                        landed(flying[reference].task, self._get(reference))
+                        flying[reference].landed = True
                     if not ready:
+                        self._send_again(work, flying.values())
                         yield ()
-                yield (self._get(waiting.popleft()[1]),)
+                yield (self._get(waiting.popleft().reference),)
         finally:
-            for reference in unseen:
-                ray.cancel(reference, force=False)
+            for sent in waiting:
+                ray.cancel(sent.reference, force=False)
 
-    def _drawn(self, left: Iterator[T], waiting: deque[tuple[T, Any]]) -> Iterator[T]:
+    def _sent(self, work: Callable[[T], R], task: T) -> _Sent[T]:
+        cores = self._cores
+        share: dict[str, Any] = {"num_gpus": 1} if self._kind == "GPU" else {"num_cpus": cores}
+        remote = self._remote.options(max_retries=_RETRIES, **share)
+        return _Sent(task, remote.remote(work, task, self._threads, self._purpose), cores)
+
+    def _send_again(self, work: Callable[[T], R], flying: Iterable[_Sent[T]]) -> None:
+        """What asks for more cores than a node has since the largest one went away would wait for ever."""
+        for sent in flying:
+            if sent.cores > self._cores:
+                self._ray.cancel(sent.reference, force=False)
+                again = self._sent(work, sent.task)
+                sent.reference, sent.cores = again.reference, again.cores
+
+    def _drawn(self, left: Iterator[T], waiting: int) -> Iterator[T]:
         """Tasks for as many workers as there are now: nodes come and go."""
-        for _ in range(self._workers() * (1 + _AHEAD) - len(waiting)):
+        for _ in range(self._workers() * (1 + _AHEAD) - waiting):
             try:
                 yield next(left)
             except StopIteration:
@@ -135,8 +160,7 @@ class RayCrew:
 
     @cached_property
     def _remote(self) -> Any:
-        share: dict[str, Any] = {"num_gpus": 1} if self._kind == "GPU" else {"num_cpus": self._cores}
-        return self._ray.remote(_do).options(max_retries=_RETRIES, **share)
+        return self._ray.remote(_do)
 
 
 _forget: list[Callable[[], None]] = []

@@ -181,6 +181,27 @@ def test_a_node_that_goes_away_costs_its_layers_once_more(two_nodes, tiny_pipeli
     assert (event / WEIGHTS).read_bytes() == wanted
 
 
+def wait_for(folder: Path) -> int:
+    """Say that this has begun, and wait; on how many threads."""
+    (folder / "begun").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.05)
+    return torch.get_num_threads()
+
+
+def test_a_task_goes_on_when_the_only_node_with_its_cores_goes_away(two_nodes, tmp_path):
+    extra = two_nodes.add_node(num_cpus=2, object_store_memory=100 << 20)
+    two_nodes.wait_for_nodes()
+    found, gone = [], False
+    for result in RayCrew(CPU, threads=2).watch(wait_for, [tmp_path] * 4, seconds=0.2):
+        if result is None and not gone and (tmp_path / "begun").exists():
+            two_nodes.remove_node(extra, allow_graceful=False)
+            gone = (tmp_path / "go").touch() is None
+        found += [] if result is None else [result]
+    assert gone
+    assert found == [2] * 4
+
+
 @dataclass(frozen=True)
 class Endless:
     """A site whose first call of the model never ends; `seen` hears that it has begun."""
