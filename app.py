@@ -62,7 +62,7 @@ def main() -> None:
     except OSError as error:
         port = arguments.port or os.environ.get("GRADIO_SERVER_PORT") or "7860 to 7959"
         raise SystemExit(
-            f"port {port} cannot be opened ({error.strerror or 'it is in use'}); choose one with --port"
+            f"error: port {port} cannot be opened ({error.strerror or 'it is in use'}); choose one with --port"
         ) from None
 
 

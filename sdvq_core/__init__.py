@@ -6,7 +6,14 @@ Importing this package is light; it also makes diffusers load SDVQ artifacts: af
 
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+if find_spec("torch") is None:
+    raise ModuleNotFoundError(
+        "SDVQ needs torch and what else requirements.txt names: pip install -r requirements.txt or, after `make demo`, "
+        "source .venv/bin/activate"
+    )
 
 from sdvq_core import formats, integrations
 from sdvq_core.compress import compress

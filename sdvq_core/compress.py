@@ -127,11 +127,15 @@ def crew_for(plan: CompressionPlan, device: torch.device, most: int | None = Non
     needed = max(map(working_nbytes, plan.assignments), default=0)
     if most is not None and needed > most:
         raise ConfigError(
-            f"one layer of this plan needs {needed / 1e9:.2f} GB of memory while it is compressed, "
-            f"{most / 1e9:.2f} GB may be used; allow {needed / 1e9:.2f} GB or more"
+            f"one layer of this plan needs {_gigabytes(needed)} GB of memory while it is compressed, "
+            f"{_gigabytes(most)} GB may be used; allow {math.ceil(needed / 1e7) / 100:g} GB or more"
         )
     room = free_nbytes(device) if most is None else most
     return Threads(min(torch.get_num_threads(), room // max(1, needed)))
+
+
+def _gigabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f}" if nbytes >= 1e7 else f"{nbytes / 1e9:.9f}".rstrip("0").rstrip(".")
 
 
 def _of_one(stats: Mapping[str, LayerStats] | None, name: str) -> Mapping[str, LayerStats] | None:

@@ -144,6 +144,13 @@ def recipe_digest(
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 
+def recipe_words(plan: CompressionPlan, arm: Arm, calibration: Calibration, base: BaseInfo) -> str:
+    """The arm's word, and what the user decided about calibration if anything depends on that."""
+    depends = bool(statistics.calibrated_layers(plan)) or arm.distil is not None
+    used = calibration.describe(base) if depends else ""
+    return f"{arm.word} with {used}" if used else arm.word
+
+
 def versions() -> dict[str, str]:
     """Versions of the libraries that shape the numbers."""
     import diffusers
@@ -264,11 +271,9 @@ def _artifact(order: Order, plan: CompressionPlan, made: _Made) -> Artifact:
 
 
 def _recipe(order: Order, finished: int) -> str:
-    """The arm's word, what the user decided about calibration if anything depends on that, and what is missing."""
-    depends = bool(statistics.calibrated_layers(order.plan)) or order.arm.distil is not None
-    used, total = order.calibration.describe(order.info) if depends else "", len(order.plan.assignments)
-    missing = f", unfinished: {finished} of {total} layers" if finished < total else ""
-    return (f"{order.arm.word} with {used}" if used else order.arm.word) + missing
+    """`recipe_words`, and what is missing."""
+    words, total = recipe_words(order.plan, order.arm, order.calibration, order.info), len(order.plan.assignments)
+    return words + (f", unfinished: {finished} of {total} layers" if finished < total else "")
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from sdvq_core.hub_artifacts import HubArtifacts
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.peers import Peer, peer_ledger
 from sdvq_core.plan import CompressionPlan, Rule
-from sdvq_core.production import recipe_digest
-from sdvq_core.records import Ledger
+from sdvq_core.production import recipe_digest, recipe_words
+from sdvq_core.records import BaseInfo, Ledger
 from sdvq_core.statistics import Calibration
-from sdvq_core.store import ModelStore, blank_metadata, read_manifest, read_report
+from sdvq_core.store import ModelStore, blank_metadata, check_place, check_same, is_artifact, read_manifest, read_report
 from sdvq_core.targets import Target, guess, solution_key, solve
 from sdvq_core.tuning import known_damage
 
@@ -122,6 +122,13 @@ class Shelf:
         """Under which the artifact of `arm` is kept, where `plan` is its plan."""
         base = self.fingerprint(model)
         return self.store.key(recipe_digest(find_source(model), base, plan, arm, self.calibration), base)
+
+    def check_out(self, folder: Path, model: str, arm: Arm) -> None:
+        """StoreError where the artifact of `arm` cannot be put in `folder`, or would replace another one."""
+        check_place(folder)
+        if is_artifact(folder) and self.rules(model, arm) is not None:
+            base = BaseInfo(model, self.fingerprint(model))
+            check_same(folder, base.fingerprint, recipe_words(self.plan(model, arm), arm, self.calibration, base))
 
     def check_base(self, folder: Path, model: str) -> None:
         """StoreError for an artifact that was made from another model."""

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -429,6 +430,39 @@ def test_an_output_folder_that_holds_something_else(refused, model, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     assert "name a new or empty folder" in refused("compress", model, "rtn", "--out", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_another_artifact_is_never_replaced(refused, answer, model, tmp_path):
+    out, prompts = tmp_path / "out", tmp_path / "p.txt"
+    prompts.write_text("a frog\n")
+    made = answer("compress", model, "rtn:bits=5", "--out", out)
+    assert answer("compress", model, "rtn:bits=5", "--out", out) == made | {"seconds": ANY}
+    before = (out / WEIGHTS).read_bytes()
+    for arm in ("rtn:bits=4", ARM):
+        last = refused("compress", model, arm, "--out", out)
+        assert f"{out} holds rtn:bits=5 of {model} (" in last
+        assert "name another folder, or remove that one" in last
+    assert (out / WEIGHTS).read_bytes() == before
+    answer("compress", model, "gptq:bits=2", "--calibration", prompts, "--out", tmp_path / "mine")
+    last = refused("compress", model, "gptq:bits=2", "--timesteps", "early", "--out", tmp_path / "mine")
+    assert "holds gptq:bits=2 with 1 calibration prompts of the user of" in last
+
+
+@pytest.mark.parametrize("command", ["compress", "generate", "compare", "evaluate"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(refused, model, tmp_path, monkeypatch, command):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "a.png"
+    monkeypatch.setattr("sdvq_core.engine.Engine.base", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setattr("sdvq_core.making.Maker.make", lambda *_: pytest.fail("it began to work"))
+    words = {
+        "compress": ["rtn:bits=6"],
+        "generate": ["--prompt", "x"],
+        "compare": ["--arm", "fp16", "--prompt", "x"],
+        "evaluate": ["--arm", "fp16"],
+    }
+    last = refused(command, model, *words[command], "--out", out)
+    assert "cannot be written to (" in last
+    assert "name a folder where you may write" in last
 
 
 def test_an_image_that_cannot_be_written(refused, model, tmp_path):

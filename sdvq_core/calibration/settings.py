@@ -104,8 +104,9 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     try:
         lines: Sequence[str] = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"prompts {path} cannot be read ({error}); pass a UTF-8 text file with one prompt per line"
+            f"prompts {path} cannot be read ({reason}); pass a UTF-8 text file with one prompt per line"
         ) from None
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:

@@ -53,6 +53,7 @@ def generate(
     """Draw one image with one arm."""
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out must be a .png file, got {out}")
+    _check(out.parent)
     sampling = read_sampling(model, prompt, seed, steps, guidance)
     workbench = open_workbench(device, mode=mode, setup=read_setup(dtype, offload, text_encoders))
     whole = last(workbench.generate(model, arm, sampling), CompareResult)
@@ -79,6 +80,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Same prompt, same seed, several arms side by side."""
+    _check(out)
     job = CompareJob(model, tuple(arm), read_sampling(model, prompt, seed, steps, guidance))
     workbench = open_workbench(device, mode=mode, setup=read_setup(dtype, offload, text_encoders))
     result = last(workbench.compare(job), CompareResult)
@@ -119,6 +121,7 @@ def evaluate(
     from sdvq_core.production import Means
     from sdvq_core.results import evenly
 
+    _check(out)
     setup, means = read_setup(dtype, offload, text_encoders), Means(engine=engine)
     workbench = open_workbench(device, mode=mode, setup=setup, means=means)
     texts = workbench.default_prompts(model) if prompts is None else list(read_prompts(prompts))
@@ -134,6 +137,14 @@ def evaluate(
 def _around(result: CompareResult) -> dict[str, Any]:
     """What was the same for all arms."""
     return {"dtype": result.dtype, "text_encoders": None if result.text is None else result.text.to_json()}
+
+
+def _check(folder: Path | None) -> None:
+    """StoreError, before the work, where nothing can be written into the folder for it."""
+    from sdvq_core.store import check_folder
+
+    if folder is not None:
+        check_folder(folder)
 
 
 def _copy(source: Path, target: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -113,7 +114,7 @@ def model_line(info: Mapping[str, Any]) -> str:
 
 def arm_line(item: ArmResult, image: str) -> str:
     scores = item.scores
-    psnr = "" if scores.psnr is None else f"  {scores.psnr:.2f} dB"
+    psnr = "" if scores.psnr is None else "  identical" if math.isinf(scores.psnr) else f"  {scores.psnr:.2f} dB"
     kept = f"{item.footprint.mode}, {item.footprint.nbytes / 1e6:.1f} MB in memory"
     return f"{item.arm:24} {item.ledger.bits_per_weight:7.3f} bits {item.seconds:6.2f} s{psnr}  {kept}  {image}"
 

@@ -72,7 +72,7 @@ def ask(source: Source) -> Remote:
     if not reachable():
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
         raise ModelError(
-            f"{source.location} is not in the local Hugging Face cache and {why}; "
+            f"{source.location} is not in the local Hugging Face cache and {why}; no folder here is called so; "
             "pass a diffusers pipeline folder or a .safetensors checkpoint on this machine, or use nano"
         )
     try:

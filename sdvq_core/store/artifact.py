@@ -27,8 +27,8 @@ from sdvq_core.store.manifest import (
     CONFIG_NAME,
     Manifest,
     card_metadata,
-    is_artifact,
 )
+from sdvq_core.store.places import check_place
 from sdvq_core.store.tensor_file import flush, write_tensors
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -138,8 +138,7 @@ def write_artifact(folder: Path, artifact: Artifact, replace: bool = True) -> No
 @contextmanager
 def staged(folder: Path, replace: bool) -> Iterator[Path]:
     """A folder beside `folder` that takes its place when all is written, and leaves nothing when something fails."""
-    if folder.exists() and not is_artifact(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise StoreError(f"{folder} exists and is not an SDVQ artifact; name a new or empty folder")
+    check_place(folder)
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
     try:
         temporary.mkdir(parents=True)

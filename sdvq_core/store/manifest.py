@@ -108,10 +108,15 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], Manifest]:
     """(UNet config, manifest) of the artifact in `folder`."""
     try:
         config = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
-    except FileNotFoundError:
-        raise StoreError(
-            f"{folder} is not an artifact: it has no {CONFIG_NAME}; pass a folder made by `compress`"
-        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        why = (
+            f"it has no {CONFIG_NAME}"
+            if folder.is_dir()
+            else "it is a file"
+            if folder.exists()
+            else "it does not exist"
+        )
+        raise StoreError(f"{folder} is not an artifact: {why}; pass a folder made by `compress`") from None
     except (OSError, ValueError) as error:
         raise StoreError(f"{folder / CONFIG_NAME} cannot be read ({error})") from None
     if not isinstance(config, dict) or not isinstance(config.get("quantization_config"), dict):

@@ -210,13 +210,13 @@ def _connect(tab: CompareTab) -> None:
     widgets = form.widgets
     outputs = [parts["view"], parts["status"], parts["stop"], widgets["seed"], parts["last"]]
     stops = Stops()
+    parts["go"].click(None, None, None, js=_TO_PICTURES, **QUIET)  # first: what follows waits for the end of the run
     generate = stops.stoppable(on_gpu(friendly(tab.generate), tab.seconds), tab.stopped)
     job = gr.on(
         [parts["go"].click, widgets["prompt"].submit], generate, [widgets["locked"], *form.inputs], outputs,
         show_progress_on=[parts["status"]], trigger_mode="once", **QUIET, **GPU,
     )  # fmt: skip
     job.then(tab.worked, form.inputs, [parts["sizes"], widgets["recipe"]], **QUIET)
-    parts["go"].click(None, None, None, js=_TO_PICTURES, **QUIET)
     parts["stop"].click(stops.ask, None, parts["stop"], queue=False, js=JS_STOPPING, **QUIET)
     groups = list(form.groups.values())
     widgets["quantizer"].input(

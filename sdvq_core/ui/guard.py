@@ -45,4 +45,9 @@ def _toast(error: SdvqError) -> Exception:
 def sentence(error: SdvqError) -> str:
     """The error's message as a sentence."""
     text = str(error).strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    begins_with_a_word = text.split(" ")[0].isalpha()  # not with a path or an option
+    return (
+        (text[:1].upper() if begins_with_a_word else text[:1])
+        + text[1:]
+        + ("" if text.endswith((".", "!", "?")) else ".")
+    )
