@@ -97,9 +97,10 @@ def _measured(line: str, arguments: list[str], root: Path) -> tuple[str, int]:
 
 
 def _loaded(original: Path, artifact: Path) -> Iterator[Row]:
-    """From files in the page cache to a UNet in float16: mapped only, read to the last byte, and ours.
+    """From files in the page cache to a UNet in float16: mapped only, read to the last byte, copied, and ours.
 
-    Ours twice: its content compared with its SHA-256, and remembered to be what it was then (`store.checked`).
+    Copied: into memory of its own, where ours is too. Ours twice: its content compared with its SHA-256, and
+    remembered to be what it was then (`store.checked`).
     """
     from diffusers import UNet2DConditionModel
 
@@ -107,22 +108,31 @@ def _loaded(original: Path, artifact: Path) -> Iterator[Row]:
         unet: nn.Module = UNet2DConditionModel.from_pretrained(original, dtype=torch.float16)
         return unet
 
-    def read() -> None:
-        for value in mapped().parameters():
+    def read() -> nn.Module:
+        unet = mapped()
+        for value in unet.parameters():
             value.detach().view(torch.uint8).flatten()[::4096].sum()  # a byte of every page
+        return unet
+
+    def copied() -> nn.Module:
+        unet = mapped()
+        for value in unet.parameters():
+            value.data = value.data.clone()
+        return unet
 
     def ours() -> nn.Module:
         unet: nn.Module = load_artifact(artifact, "cpu", torch.float16, "streaming")
         return unet
 
-    def compared() -> None:
+    def compared() -> nn.Module:
         forget(artifact / WEIGHTS_NAME)
-        ours()  # compares, and remembers, for the next case
+        return ours()  # compares, and remembers, for the next case
 
     fp16, load = "load fp16, every page read", f"load {artifact.name}, streaming"
     cases = {
         fp16: read,
         "load fp16, mapped only": mapped,
+        "load fp16, copied into memory of its own": copied,
         f"{load}, for the first time": compared,
         f"{load}, content known": ours,
     }

@@ -99,15 +99,15 @@ class SdvqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
             manifest, self.card = self._encoder.compress(model, _bar)
             self.quantization_config = SdvqConfig.of(manifest)
             self._encoder, self._encoded = None, ()
-        self.settle(model, self._dtype)
+        self.settle(model, self._dtype, frozenset(model.state_dict()))
         choose_mode(model, self._dtype)
         return model
 
-    def settle(self, model: Any, dtype: torch.dtype) -> None:
-        """What every compressed model has, however it came about."""
+    def settle(self, model: Any, dtype: torch.dtype, names: frozenset[str]) -> None:
+        """What every compressed model has, however it came about. names: of its tensors."""
         for _, layer in quantized_layers(model):
             layer.dtype = dtype
-        self.names = frozenset(model.state_dict())
+        self.names = names
         model.register_to_config(quantization_config=self.quantization_config)
         adopt(model)
 
@@ -139,12 +139,17 @@ class SdvqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         return True
 
 
-def make_native(model: Any, config: SdvqConfig, card: Mapping[str, str], dtype: torch.dtype) -> None:
-    """Let diffusers take `model`, whose layers are compressed already, for one that it has loaded itself."""
+def make_native(
+    model: Any, config: SdvqConfig, card: Mapping[str, str], dtype: torch.dtype, names: frozenset[str]
+) -> None:
+    """Let diffusers take `model`, whose layers are compressed already, for one that it has loaded itself.
+
+    names: of its tensors.
+    """
     quantizer = SdvqQuantizer(config)
     quantizer.card = dict(card)
     model.is_quantized, model.quantization_method, model.hf_quantizer = True, config.quant_method, quantizer
-    quantizer.settle(model, dtype)
+    quantizer.settle(model, dtype, names)
 
 
 def register(known: Any) -> None:

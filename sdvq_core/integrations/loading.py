@@ -39,7 +39,7 @@ def build_unet(artifact: Artifact, dtype: torch.dtype = torch.float32) -> UNet2D
             f"the artifact does not fit its own config: {(absent + unexpected)[0]} is missing or not expected"
         )
     card = card_metadata(artifact.records, artifact.versions, artifact.curve) if artifact.records else {}
-    make_native(unet, SdvqConfig.of(artifact.manifest), card, dtype)
+    make_native(unet, SdvqConfig.of(artifact.manifest), card, dtype, frozenset(state))
     found: UNet2DConditionModel = unet.eval().requires_grad_(False)
     return found
 
@@ -57,7 +57,9 @@ def load_artifact(
     if not is_artifact(path):
         raise StoreError(f"{path} is not an SDVQ artifact; pass a folder made by `python -m sdvq_core compress`")
     with _no_collection():
-        unet = build_unet(read_artifact(path), dtype).to(device)
+        unet = build_unet(read_artifact(path), dtype)
+        if torch.device(device).type != "cpu":
+            unet = unet.to(device)
     reason = make_ready(unet, mode, dtype)
     if reason is not None:
         log.warning("%s: %s", path, reason)

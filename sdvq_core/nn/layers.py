@@ -54,9 +54,12 @@ class SharedCodebooks(StoredBuffers):
         assert buffer is not None
         return buffer
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._buffers
+
     def put(self, name: str, codebooks: Tensor) -> None:
         """Store a set; storing the same name again replaces it."""
-        if name in self._buffers:
+        if name in self:
             self._buffers[name] = codebooks
         else:
             self.register_buffer(name, codebooks)

@@ -15,8 +15,10 @@ from sdvq_core.qtensor import Meta, QuantizedTensor
 
 def swap_spec(model: nn.Module, name: str, form: str, meta: Meta, shape: Sequence[int]) -> QuantizedLayer:
     """Replace layer `name`, of a weight of `shape`, by an empty quantized one (arrays on the meta device)."""
+    path, _, child = name.rpartition(".")
     try:
-        original = model.get_submodule(name)
+        parent = model.get_submodule(path)
+        original = parent.get_submodule(child)
     except AttributeError:
         raise LayerError(name, "no such layer in this model") from None
     layer_type = next((layer for layer in LAYERS if layer.kind == kind_of(original)), None)
@@ -28,13 +30,13 @@ def swap_spec(model: nn.Module, name: str, form: str, meta: Meta, shape: Sequenc
         raise LayerError(name, f"has the shape {list(weight.shape)}, the compressed weight {list(shape)}")
     if getattr(original, "padding_mode", "zeros") != "zeros":
         raise LayerError(name, f"pads with {original.padding_mode!r}; only padding with zeros is supported")
-    layer = layer_type(original, form, meta, shared_codebooks(model))
+    shared = shared_codebooks(model)
+    layer = layer_type(original, form, meta, shared)
     layer.training = original.training
     for spec in layer.specs.values():
-        if spec.shared and spec.shared not in dict(shared_codebooks(model).named_buffers()):
-            shared_codebooks(model).put(spec.shared, torch.empty(spec.shape, dtype=spec.dtype, device="meta"))
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
+        if spec.shared and spec.shared not in shared:
+            shared.put(spec.shared, torch.empty(spec.shape, dtype=spec.dtype, device="meta"))
+    setattr(parent, child, layer)
     return layer
 
 

@@ -70,11 +70,10 @@ def _artifact(
 ) -> Artifact:  # fmt: skip
     """The artifact whose `file` is open. about: its `read_manifest`. read: takes its tensors, now or later."""
     config, manifest = about
-    _check_specs(folder, manifest, file.specs)
+    used = _check_specs(folder, manifest, file.specs)
     tensors = read(file)
     _check_digest(folder, manifest, file, tensors)
     weights = _Weights(manifest.layers, tensors)
-    used = _specs(manifest)
     kept = Chosen((name for name in tensors if name not in used), tensors)
     records, versions, curve = parse_card(file.metadata.get(CARD_KEY, ""), manifest)
     return Artifact(config, manifest, weights, kept, records, versions, curve)

@@ -111,7 +111,7 @@ def test_the_whole_path_at_full_size(tiny_pipeline_folder: Path) -> None:
     layers = sum(kind_of(module) is not None for module in skeleton(model.config("unet")).modules())
     assert [row.note.split(",")[0] for row in compressed] == [f"{layers} layers seen"] * 2
     assert sum(case.startswith("peak memory of compress") for case in rows) == 2
-    assert sum(case.startswith("load ") for case in rows) == 4
+    assert sum(case.startswith("load ") for case in rows) == 5
     assert sum(case.startswith("memory of rvq:bits=3, streaming") for case in rows) == 2
     streaming = next(row for case, row in rows.items() if case.endswith("float32, streaming"))
     assert float(streaming.note.split()[2]) < 1e-4
