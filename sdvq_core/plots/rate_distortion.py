@@ -35,13 +35,15 @@ def rate_distortion(
     """Points of `arms`, stars for the words in `chosen`, lines for `floors`; size: a key of `SIZES`."""
     title, of = SIZES[size]
     figure = go.Figure()
-    methods = list(dict.fromkeys(_method(arm) for arm in arms if _error(arm) is not None))
+    shown = sorted((arm for arm in arms if _error(arm) is not None), key=lambda arm: arm.arm not in chosen)
+    methods = list(dict.fromkeys(map(_method, shown)))  # chosen ones first, in the colours of `timestep_error`
     for place, method in enumerate(methods):
         found = [arm for arm in arms if _method(arm) == method and _error(arm) is not None]
         found.sort(key=lambda arm: of(arm.ledger) or 0.0)
         figure.add_scatter(name=method, **_line(found, of, chosen, place))
     _name_inwards(figure)
     styled(figure, 420 + 6 * max(0, len(methods) - 4), hovermode="closest")  # the legend needs its room
+    figure.update_layout(margin_t=max(64, 30 + 19 * math.ceil(len(methods) / 4)))
     _add_floors(figure, arms, floors)
     figure.update_xaxes(title=title)
     decades = _range(arms, floors)

@@ -269,6 +269,15 @@ def test_narrow_page_never_scrolls_sideways(app: App, chromium: Any, theme: str)
         assert ImageStat.Stat(picture).mean[0] < 90
 
 
+def test_a_narrow_page_goes_to_the_pictures_when_the_run_begins(app: App, chromium: Any) -> None:
+    page = visit(chromium, link(app, steps=60, seed=77), width=390, height=844).page
+    assert page.evaluate("scrollY") == 0
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.wait_for_function("document.querySelector('#status').getBoundingClientRect().top < innerHeight / 2")
+    assert page.locator(".status").get_attribute("data-state") in ("idle", "busy")
+    page.wait_for_selector(".status[data-state=done]")
+
+
 def _tab_until(page: Any, reached: str) -> None:
     for _ in range(60):
         page.keyboard.press("Tab")

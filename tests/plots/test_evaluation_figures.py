@@ -57,10 +57,17 @@ def test_bars_are_the_medians_interval():
 
 
 def test_chosen_arms_are_stars_that_bear_their_name():
-    rvq, best = rate_distortion(ARMS, chosen={"@best"}).data
+    best, rvq = rate_distortion(ARMS, chosen={"@best"}).data
     assert set(rvq.marker.symbol) == {"circle"}
     assert (list(best.marker.symbol), list(best.text)) == (["star"], ["@best"])
     assert best.zorder > rvq.zorder, "on top of the others"
+
+
+def test_chosen_arms_have_one_colour_in_both_figures():
+    chosen = {"rvq:bits=3", "@best"}
+    left = {trace.name: trace.line.color for trace in rate_distortion(ARMS[::-1], chosen=chosen).data}
+    right = {trace.name: trace.line.color for trace in timestep_error(ARMS[::-1], chosen=chosen).data}
+    assert (left["rvq"], left["@best"]) == (right["rvq:bits=3"], right["@best"])
 
 
 def test_names_stand_on_the_inner_side_of_their_point():
