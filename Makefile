@@ -17,7 +17,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/python app.py $(APP)
 
 test: $(VENV)/.dev peers chromium
-	$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 600 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 1200 -m "not slow and not gpu"
 
 test-all: $(VENV)/.dev peers chromium
 	$(BIN)/python -m pytest -m "not gpu"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ P = ParamSpec("P")
 
 _AHEAD = 2  # finished results, per worker, that may wait behind one large task
 _LOOK_SECONDS = 5.0  # between two looks at a silent cluster
+_SHORTAGE_SECONDS = 30.0  # of silence, before what no node has the cores for is asked of smaller ones
 _RETRIES = 8  # times that a task runs again because its worker was lost
 _PACKAGES = Path(__file__).resolve().parents[1]  # where workers on this machine find sdvq_core
 
@@ -68,7 +70,7 @@ class RayCrew:
         self, work: Callable[[T], R], tasks: Iterable[T], landed: Callable[[T, R], None], seconds: float
     ) -> Iterator[tuple[R] | tuple[()]]:
         """Results in the order of the tasks, each in a tuple; an empty one where none came for `seconds`."""
-        ray, left, waiting = self._ray, iter(tasks), deque[_Sent[T]]()
+        ray, left, waiting, heard = self._ray, iter(tasks), deque[_Sent[T]](), time.monotonic()
         try:
             while True:
                 waiting.extend(self._sent(work, task) for task in self._drawn(left, len(waiting)))
@@ -79,9 +81,10 @@ class RayCrew:
                     ready, _ = ray.wait(list(flying), num_returns=1, timeout=seconds)
                     for reference in ready:
                         landed(flying[reference].task, self._get(reference))
-                        flying[reference].landed = True
+                        flying[reference].landed, heard = True, time.monotonic()
                     if not ready:
-                        self._send_again(work, flying.values())
+                        if time.monotonic() - heard > _SHORTAGE_SECONDS:
+                            self._send_again(work, flying.values())
                         yield ()
                 yield (self._get(waiting.popleft().reference),)
         finally:
@@ -96,8 +99,11 @@ class RayCrew:
 
     def _send_again(self, work: Callable[[T], R], flying: Iterable[_Sent[T]]) -> None:
         """What asks for more cores than a node has since the largest one went away would wait for ever."""
+        most = max(self._node_cores(), default=0)
+        if self._kind == "GPU" or not most:  # nobody is there: a node may come back
+            return
         for sent in flying:
-            if sent.cores > self._cores:
+            if sent.cores > most:
                 self._ray.cancel(sent.reference, force=False)
                 again = self._sent(work, sent.task)
                 sent.reference, sent.cores = again.reference, again.cores

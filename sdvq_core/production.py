@@ -61,6 +61,7 @@ class Means:
 
 
 DEFAULT_MEANS = Means()
+UNFINISHED = ", unfinished:"  # begins what a recipe says of layers that are missing
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +274,7 @@ def _artifact(order: Order, plan: CompressionPlan, made: _Made) -> Artifact:
 def _recipe(order: Order, finished: int) -> str:
     """`recipe_words`, and what is missing."""
     words, total = recipe_words(order.plan, order.arm, order.calibration, order.info), len(order.plan.assignments)
-    return words + (f", unfinished: {finished} of {total} layers" if finished < total else "")
+    return words + (f"{UNFINISHED} {finished} of {total} layers" if finished < total else "")
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,17 +8,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdvq_core.arms import Arm
+from sdvq_core.arms import Arm, parse_arm
 from sdvq_core.diffusion.sources import Source, at_hand, find_source
-from sdvq_core.errors import StoreError
+from sdvq_core.errors import SdvqError, StoreError
 from sdvq_core.hub_artifacts import HubArtifacts
 from sdvq_core.jobs import Notice, Progress
 from sdvq_core.peers import Peer, peer_ledger
 from sdvq_core.plan import CompressionPlan, Rule
-from sdvq_core.production import recipe_digest, recipe_words
+from sdvq_core.production import UNFINISHED, recipe_digest, recipe_words
 from sdvq_core.records import BaseInfo, Ledger
 from sdvq_core.statistics import Calibration
-from sdvq_core.store import ModelStore, blank_metadata, check_place, check_same, is_artifact, read_manifest, read_report
+from sdvq_core.store import Manifest, ModelStore, blank_metadata, check_place, is_artifact, read_manifest, read_report
 from sdvq_core.targets import Target, guess, solution_key, solve
 from sdvq_core.tuning import known_damage
 
@@ -123,12 +123,41 @@ class Shelf:
         base = self.fingerprint(model)
         return self.store.key(recipe_digest(find_source(model), base, plan, arm, self.calibration), base)
 
-    def check_out(self, folder: Path, model: str, arm: Arm) -> None:
-        """StoreError where the artifact of `arm` cannot be put in `folder`, or would replace another one."""
+    def check_out(self, folder: Path, model: str, arm: Arm, partial: bool = False) -> None:
+        """StoreError where the artifact of `arm` cannot be put in `folder`, or would replace another one.
+
+        partial: whether it is not finished, and so replaces none that is.
+        """
         check_place(folder)
-        if is_artifact(folder) and self.rules(model, arm) is not None:
-            base = BaseInfo(model, self.fingerprint(model))
-            check_same(folder, base.fingerprint, recipe_words(self.plan(model, arm), arm, self.calibration, base))
+        if not is_artifact(folder) or self.rules(model, arm) is None:
+            return
+        there = read_manifest(folder)[1]
+        if not self._replaces(there, model, arm) or (partial and UNFINISHED not in there.recipe):
+            raise StoreError(
+                f"{folder} holds {there.recipe} of {there.base.id} ({there.base.fingerprint}), which is not replaced "
+                "by another artifact; name another folder, or remove that one"
+            )
+
+    def _replaces(self, there: Manifest, model: str, arm: Arm) -> bool:
+        """Whether `there` is what `arm` makes of `model`, finished or not: the same content, or the same recipe."""
+        base, plan = BaseInfo(model, self.fingerprint(model)), self.plan(model, arm)
+        if there.base.fingerprint != base.fingerprint:
+            return False
+        made = self.store.get(self.key(model, arm, plan))
+        if made is not None and read_manifest(made)[1].sha256 == there.sha256:
+            return True
+        words, now = there.recipe.split(UNFINISHED)[0], recipe_words(plan, arm, self.calibration, base)
+        return words == now or (now == arm.word and self._spells(words, model, arm))
+
+    def _spells(self, word: str, model: str, arm: Arm) -> bool:
+        """Whether `word` is another way to write `arm`."""
+        try:
+            other = parse_arm(word)
+            return other.compresses and self.key(model, other, self.plan(model, other)) == self.key(
+                model, arm, self.plan(model, arm)
+            )
+        except SdvqError:
+            return False
 
     def check_base(self, folder: Path, model: str) -> None:
         """StoreError for an artifact that was made from another model."""

@@ -42,7 +42,7 @@ from sdvq_core.records import Report, TextReport
 from sdvq_core.results import Results, find_results, first_command, keep_results, same_command
 from sdvq_core.setup import PLAIN, Setup
 from sdvq_core.statistics import DEFAULT, Calibration
-from sdvq_core.store import check_same, copy_artifact, open_artifact, read_report, write_artifact
+from sdvq_core.store import copy_artifact, open_artifact, read_report, write_artifact
 from sdvq_core.summaries import EvaluateJob, EvaluateResult
 from sdvq_core.targets import Target
 from sdvq_core.text_encoders import export
@@ -154,7 +154,7 @@ class Workbench:
                 continue
             report = replace(read_report(event), seconds=time.monotonic() - start)
             if out is not None:
-                check_same(out, report.base.fingerprint, report.recipe)
+                self.engine.shelf.check_out(out, model, parsed)  # again: bits may have been allocated since
                 copy_artifact(event, out)
                 report = replace(report, artifact=str(out))
             yield report
@@ -162,7 +162,7 @@ class Workbench:
     def partial(self, model: str, arm: str, out: Path) -> Report:
         """What is finished of a compression that was stopped, as an artifact in `out`: its other layers in 16 bits."""
         parsed = self._compressing(arm)
-        self.engine.shelf.check_out(out, model, parsed)
+        self.engine.shelf.check_out(out, model, parsed, partial=True)
         write_artifact(out, self.engine.maker.partial(model, parsed))
         return read_report(out)
 

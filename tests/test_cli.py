@@ -437,6 +437,7 @@ def test_another_artifact_is_never_replaced(refused, answer, model, tmp_path):
     prompts.write_text("a frog\n")
     made = answer("compress", model, "rtn:bits=5", "--out", out)
     assert answer("compress", model, "rtn:bits=5", "--out", out) == made | {"seconds": ANY}
+    assert answer("compress", model, "rtn:bits=5,group_size=64", "--out", out)["artifact"] == str(out), "the same"
     before = (out / WEIGHTS).read_bytes()
     for arm in ("rtn:bits=4", ARM):
         last = refused("compress", model, arm, "--out", out)
@@ -446,6 +447,8 @@ def test_another_artifact_is_never_replaced(refused, answer, model, tmp_path):
     answer("compress", model, "gptq:bits=2", "--calibration", prompts, "--out", tmp_path / "mine")
     last = refused("compress", model, "gptq:bits=2", "--timesteps", "early", "--out", tmp_path / "mine")
     assert "holds gptq:bits=2 with 1 calibration prompts of the user of" in last
+    refused("compress", model + "/nowhere", "rtn", "--out", tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("command", ["compress", "generate", "compare", "evaluate"])

@@ -189,15 +189,20 @@ def wait_for(folder: Path) -> int:
     return torch.get_num_threads()
 
 
-def test_a_task_goes_on_when_the_only_node_with_its_cores_goes_away(two_nodes, tmp_path):
+def test_a_task_goes_on_when_the_only_node_with_its_cores_goes_away(two_nodes, tmp_path, monkeypatch):
     extra = two_nodes.add_node(num_cpus=2, object_store_memory=100 << 20)
     two_nodes.wait_for_nodes()
     found, gone = [], False
-    for result in RayCrew(CPU, threads=2).watch(wait_for, [tmp_path] * 4, seconds=0.2):
-        if result is None and not gone and (tmp_path / "begun").exists():
+    monkeypatch.setattr(cluster, "_SHORTAGE_SECONDS", 5)
+    try:
+        for result in RayCrew(CPU, threads=2).watch(wait_for, [tmp_path] * 4, seconds=0.2):
+            if result is None and not gone and (tmp_path / "begun").exists():
+                two_nodes.remove_node(extra, allow_graceful=False)
+                gone = (tmp_path / "go").touch() is None
+            found += [] if result is None else [result]
+    finally:
+        if not gone:
             two_nodes.remove_node(extra, allow_graceful=False)
-            gone = (tmp_path / "go").touch() is None
-        found += [] if result is None else [result]
     assert gone
     assert found == [2] * 4
 

@@ -46,8 +46,16 @@ def collect(
     gathered again, and while another process gathers into it, this one waits. Raises LayerError for inputs that are
     NaN or infinite.
     """
-    work = _collect(gatherer, names, settings, folder, base, budget)
-    yield from in_turn(folder / ".lock", "these statistics", work)
+    found: StatsFolder | None = None
+    for event in in_turn(
+        folder / ".lock", "these statistics", _collect(gatherer, names, settings, folder, base, budget)
+    ):
+        if isinstance(event, StatsFolder):
+            found = event  # for later: who works with it holds up nobody
+        else:
+            yield event
+    assert found is not None
+    yield found
 
 
 def _collect(
@@ -72,7 +80,7 @@ def _collect(
             for calls in gatherer.fill(items, settings, writer):
                 yield report(calls, number, items)
             writer.commit()
-        gatherer.close()
+    gatherer.close()
     yield writer.commit()
 
 

@@ -119,7 +119,7 @@ class Spread:
         """An earlier run's, whose sums suit the same passes alone, where memory allows it still; else what is here."""
         note = self.folder / "budget"
         earlier = _number(note)
-        if 0 < earlier <= _STRETCH * now:
+        if now / _STRETCH <= earlier <= _STRETCH * now and any(self.folder.rglob("*.safetensors")):
             return earlier
         write_bytes(note, str(now).encode())
         return now

@@ -4,7 +4,7 @@ from sdvq_core.store.artifact import Artifact, write_artifact
 from sdvq_core.store.block_diagonal import BlockLayout
 from sdvq_core.store.cache import ModelStore
 from sdvq_core.store.manifest import FORMAT_VERSION, LayerEntry, Manifest, blank_metadata, is_artifact, read_manifest
-from sdvq_core.store.places import check_folder, check_place, check_same
+from sdvq_core.store.places import check_folder, check_place
 from sdvq_core.store.reading import copy_artifact, open_artifact, read_artifact, read_report
 from sdvq_core.store.statistics import MomentEntry, StatsFolder, StatsInfo, StatsWriter, write_moment
 from sdvq_core.store.turns import in_turn
@@ -27,7 +27,6 @@ __all__ = [
     "blank_metadata",
     "check_folder",
     "check_place",
-    "check_same",
     "copy_artifact",
     "in_turn",
     "is_artifact",

@@ -126,7 +126,7 @@ def write_artifact(folder: Path, artifact: Artifact, replace: bool = True) -> No
 
     replace: whether an artifact that is there already makes way, or stays.
     """
-    with staged(folder.absolute(), replace) as stage:
+    with staged(folder.resolve(), replace) as stage:
         stored = StoredTensors(artifact.weights, artifact.kept)
         card = card_metadata(artifact.records, artifact.versions, artifact.curve)
         write_tensors(stage / WEIGHTS_NAME, stored.specs, stored.__getitem__, card)

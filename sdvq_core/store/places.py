@@ -7,17 +7,16 @@ import tempfile
 from pathlib import Path
 
 from sdvq_core.errors import StoreError
-from sdvq_core.store.manifest import is_artifact, read_manifest
-
-_UNFINISHED = ", unfinished:"  # begins what a recipe says of layers that are missing
+from sdvq_core.store.manifest import is_artifact
 
 
 def check_folder(folder: Path) -> None:
-    """StoreError unless files can be put into `folder`, which is made where it is not there."""
-    folder = folder.absolute()
+    """StoreError unless files can be put into `folder`, or into what is there of the way to it."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(tempfile.mkdtemp(prefix=".", dir=folder))
+        shutil.rmtree(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=place))
     except OSError as error:
         raise StoreError(
             f"{folder} cannot be written to ({error.strerror or error}); name a folder where you may write"
@@ -28,20 +27,4 @@ def check_place(folder: Path) -> None:
     """StoreError unless an artifact can be put in the place of `folder`: it is new, empty or an artifact."""
     if folder.exists() and not is_artifact(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise StoreError(f"{folder} exists and is not an SDVQ artifact; name a new or empty folder")
-    check_folder(folder.absolute().parent)
-
-
-def check_same(folder: Path, fingerprint: str, recipe: str) -> None:
-    """StoreError where `folder` has an artifact of another model or recipe, finished or not, than comes there."""
-    if not is_artifact(folder):
-        return
-    there = read_manifest(folder)[1]
-    if (there.base.fingerprint, _finished(there.recipe)) != (fingerprint, _finished(recipe)):
-        raise StoreError(
-            f"{folder} holds {there.recipe} of {there.base.id} ({there.base.fingerprint}), which is not replaced by "
-            "another artifact; name another folder, or remove that one"
-        )
-
-
-def _finished(recipe: str) -> str:
-    return recipe.split(_UNFINISHED)[0]
+    check_folder(folder.resolve().parent)

@@ -47,7 +47,7 @@ def copy_artifact(source: Path, folder: Path) -> None:
     _, manifest = read_manifest(source)
     with _open(source) as file:
         _check_digest(source, manifest, file, file)
-    with staged(folder.absolute(), replace=True) as stage:
+    with staged(folder.resolve(), replace=True) as stage:
         for name in (WEIGHTS_NAME, CONFIG_NAME):
             shutil.copyfile(source / name, stage / name)
             flush(stage / name)

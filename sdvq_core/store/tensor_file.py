@@ -122,8 +122,9 @@ class TensorFile(Mapping[str, Tensor]):
             self.metadata: Mapping[str, str] = checked.metadata() or {}
         self._file = path.open("rb", buffering=0)
         self.opened, self.opened_at = self.stamp, time.time_ns()
-        length = int.from_bytes(self._file.read(8), "little")
-        header = json.loads(self._file.read(length))
+        with open(self._file.fileno(), "rb", closefd=False) as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         self.specs = {name: (DTYPES[entry["dtype"]], tuple(entry["shape"])) for name, entry in header.items()}
         self._starts = {name: 8 + length + int(entry["data_offsets"][0]) for name, entry in header.items()}

@@ -20,7 +20,7 @@ def in_turn(lock: Path, what: str, work: Iterable[T]) -> Iterator[T | Progress]:
     what: is made, in words. Where files cannot be locked, such as in a folder that is only
     read, the work starts at once.
     """
-    turn = FileLock(lock, thread_local=False)  # a page's job may go on in another thread than it began in
+    turn = FileLock(lock, thread_local=False, fallback_to_soft=False)  # a page's job may change threads
     seconds = 0.0
     while not _entered(turn, seconds):
         yield Progress(WAIT, "", 0, 1, f"another run is making {what}")

@@ -270,7 +270,7 @@ def test_narrow_page_never_scrolls_sideways(app: App, chromium: Any, theme: str)
 
 
 def test_a_narrow_page_goes_to_the_pictures_when_the_run_begins(app: App, chromium: Any) -> None:
-    page = visit(chromium, link(app, steps=60, seed=77), width=390, height=844).page
+    page = visit(chromium, link(app, steps=150, seed=77), width=390, height=844).page
     assert page.evaluate("scrollY") == 0
     page.get_by_role("button", name="Generate", exact=True).click()
     page.wait_for_function("document.querySelector('#status').getBoundingClientRect().top < innerHeight / 2")

@@ -164,7 +164,7 @@ def test_inputs_that_are_not_finite_name_layer_and_timestep(model, tmp_path, val
     inputs[1][2][0, 0, 0] = value
     with pytest.raises(LayerError, match=r"layer text_k: .*NaN or infinite at step 2 of 3, timestep 899"):
         gather(model, NAMES, [trajectory(model, inputs)], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
     assert not any(layer._forward_pre_hooks for layer in model.modules())
 
 

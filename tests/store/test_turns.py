@@ -38,10 +38,12 @@ def other(tmp_path: Path) -> Iterator[multiprocessing.Process]:
     """A process that is at work."""
     process = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path,))
     process.start()
-    wait_for(tmp_path / "begun")
-    yield process
-    process.kill()
-    process.join()
+    try:
+        wait_for(tmp_path / "begun")
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_the_second_waits_for_the_first(tmp_path, other):
